@@ -1,0 +1,1 @@
+"""The allocation language: what a user asked for, as integer byte budgets."""

@@ -1,0 +1,1 @@
+"""Torchspan's face: the torchspan command and the ComfyUI node pack."""

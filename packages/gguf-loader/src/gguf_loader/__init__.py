@@ -1,0 +1,1 @@
+"""GGUF checkpoints: read, share and dequantise every ggml type, exactly."""
