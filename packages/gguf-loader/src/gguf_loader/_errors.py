@@ -1,0 +1,71 @@
+"""The error tree of the package: what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class GgufError(Exception):
+    """Base of every error that gguf-loader raises on purpose.
+
+    Attributes:
+        reason: what is wrong, as half a sentence.
+        remedy: what to do about it; may be empty.
+        path: the file, where one is involved.
+        field: the field of the file or argument that is wrong, such as `tensor 'a.weight' dims`.
+        offset_bytes: where in the file the field starts.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        remedy: str = "",
+        path: str | None = None,
+        field: str | None = None,
+        offset_bytes: int | None = None,
+    ) -> None:
+        # The reason is the only positional argument: pickling an exception calls the class with `args` and then
+        # restores the attributes, which is how an error crosses a process boundary.
+        super().__init__(reason)
+        self.reason = reason
+        self.remedy = remedy
+        self.path = path
+        self.field = field
+        self.offset_bytes = offset_bytes
+
+    def __str__(self) -> str:
+        where = []
+        if self.path is not None:
+            where.append(self.path)
+        if self.field is not None:
+            at = "" if self.offset_bytes is None else f" at byte {self.offset_bytes}"
+            where.append(f"{self.field}{at}")
+        text = ": ".join([*where, self.reason])
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class GgufFormatError(GgufError):
+    """The bytes are not a well-formed GGUF file; names the field and its offset."""
+
+
+class GgufUnsupportedError(GgufError):
+    """The file is well-formed, but of a kind that is refused: big-endian, another version, one part of a split."""
+
+
+class GgufTypeError(GgufError):
+    """A ggml tensor type that is unknown, was removed, cannot be dequantised, or does not fit a shape."""
+
+
+class GgufMetadataError(GgufError):
+    """A metadata key is missing, or holds a value of another type than the caller needs."""
+
+
+class GgufKeyError(GgufError):
+    """Tensor names do not fit the component: unmapped, colliding, or of an unknown architecture."""
+
+
+class GgufPairingError(GgufError):
+    """The vision projector (mmproj) of a text encoder is missing or ambiguous."""
+
+
+class GgufTokenizerError(GgufError):
+    """The file holds no tokenizer of the wanted kind, or an inconsistent one."""
