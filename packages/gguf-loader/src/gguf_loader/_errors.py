@@ -69,3 +69,7 @@ class GgufPairingError(GgufError):
 
 class GgufTokenizerError(GgufError):
     """The file holds no tokenizer of the wanted kind, or an inconsistent one."""
+
+
+class GgufPackedError(GgufError):
+    """An operation that quantised blocks cannot answer as they are; the remedy is mostly `.dequantize()` first."""

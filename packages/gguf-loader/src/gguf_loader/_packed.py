@@ -1,0 +1,233 @@
+"""A tensor that looks like its weights and holds their quantised blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+
+from ._errors import GgufPackedError
+from ._packed_ops import HANDLERS
+from ._types import GgmlType, type_by_name
+
+if TYPE_CHECKING:
+    from ._scratch import ScratchPool
+
+LOGICAL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""What a packed tensor may say that it is: the dtypes that weights are computed in."""
+
+
+class PackedTensor(torch.Tensor):
+    """Quantised weights: the logical shape and dtype outside, the blocks of the file inside.
+
+    `shape`, `ndim`, `numel()` and `dtype` are those of the weights; `nbytes`, `data_ptr()` and the size of
+    `untyped_storage()` are those of the packed blocks. The blocks may be a view of a mapped file: nothing here writes
+    to them except `copy_` from another packed tensor.
+
+    What keeps the blocks packed, without a copy: `detach`, `view`, `reshape`, `flatten`, `unsqueeze`, and on
+    dimension 0 slices of step 1, `select`, `narrow`, `split`, `chunk` and `unbind`, as long as each piece starts and
+    ends between two blocks. `.to(dtype)` of a floating dtype changes what the tensor dequantises to, and shares the
+    blocks; call `clone()` for blocks of your own. What copies the blocks: `.to(device)`, `clone`, `copy.deepcopy`,
+    `pickle`, `torch.save`, `torch.cat` along dimension 0. `dense.copy_(packed)`, and so `load_state_dict` into an
+    ordinary module, dequantises straight into `dense`. Everything else raises `GgufPackedError`: no operation turns
+    packed weights into dense ones behind the caller's back.
+
+    A parameter is made by `torch.nn.Parameter(packed, requires_grad=False)`; there is no gradient of quantised blocks.
+
+    Attributes:
+        packed: the blocks, 1-D contiguous uint8, `ggml_type.size_bytes(numel)` bytes, on the device of the tensor.
+        ggml_type: the type of the blocks.
+
+    Args:
+        data: the blocks.
+        ggml_type: their type; one that has a dequantisation (not Q8_1 and Q8_K, and not an integer type).
+        shape: the logical shape, in torch order (rows first).
+        dtype: what `dequantize()` returns when it is not told, and what the tensor says that it is. bfloat16 unless
+            told otherwise, for it is what diffusion models of today run in and it has the range of every ggml type.
+
+    Raises:
+        GgufPackedError: the blocks are not 1-D contiguous uint8, or dtype is not a floating dtype of 16 to 64 bits.
+        GgufTypeError: the shape does not hold whole blocks.
+
+    >>> packed = PackedTensor(torch.zeros(288, dtype=torch.uint8), type_by_name("Q4_K"), (2, 256))
+    >>> packed.shape, packed.dtype, packed.nbytes
+    (torch.Size([2, 256]), torch.bfloat16, 288)
+    >>> packed[1:].nbytes, packed.to(torch.float16).dequantize().dtype
+    (144, torch.float16)
+    """
+
+    packed: torch.Tensor
+    ggml_type: GgmlType
+
+    @staticmethod
+    def __new__(
+        cls, data: torch.Tensor, ggml_type: GgmlType, shape: Sequence[int], *, dtype: torch.dtype = torch.bfloat16
+    ) -> Self:
+        """Check that blocks, type and shape agree, and wrap them."""
+        _require_blocks(data, ggml_type, shape)
+        require_logical_dtype(dtype)
+        return torch.Tensor._make_wrapper_subclass(
+            cls, tuple(shape), dtype=dtype, device=data.device, storage_size=data.numel()
+        )
+
+    def __init__(
+        self, data: torch.Tensor, ggml_type: GgmlType, shape: Sequence[int], *, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        self.packed = data
+        self.ggml_type = ggml_type
+
+    def dequantize(
+        self,
+        dtype: torch.dtype | None = None,
+        *,
+        out: torch.Tensor | None = None,
+        scratch: ScratchPool | None = None,
+    ) -> torch.Tensor:
+        """The weights, computed in float32 as ggml computes them and rounded once.
+
+        Args:
+            dtype: dtype of the result; that of `out`, else of this tensor, when not given.
+            out: contiguous tensor of this shape, on this device, that receives the weights. A fresh result costs
+                more than the arithmetic, so whoever dequantises often keeps one.
+            scratch: working memory that outlives the call; fresh (some 8 MiB) when not given.
+
+        Returns:
+            `out`, or a fresh dense tensor of this shape.
+
+        Raises:
+            GgufPackedError: `out` does not fit.
+        """
+        from ._dequant import dequantize
+
+        if dtype is None:
+            dtype = self.dtype if out is None else out.dtype
+        return dequantize(self.packed, self.ggml_type, self.shape, dtype=dtype, out=out, scratch=scratch)
+
+    def with_blocks(
+        self, data: torch.Tensor, shape: Sequence[int] | None = None, *, dtype: torch.dtype | None = None
+    ) -> PackedTensor:
+        """A tensor of this type, and of this shape and dtype unless given, over other blocks."""
+        return PackedTensor(
+            data, self.ggml_type, self.shape if shape is None else shape, dtype=self.dtype if dtype is None else dtype
+        )
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        """Bytes of the packed blocks, not of the weights that they stand for."""
+        return self.packed.nbytes
+
+    def data_ptr(self) -> int:
+        """Address of the first packed block, so that tied tensors can be told by it."""
+        return self.packed.data_ptr()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Refuse a gradient: there is none of quantised blocks.
+
+        Raises:
+            GgufPackedError: `requires_grad` is true.
+        """
+        if requires_grad:
+            raise GgufPackedError(
+                "quantised weights have no gradient",
+                remedy="wrap them by torch.nn.Parameter(packed, requires_grad=False)",
+            )
+        return self
+
+    def share_memory_(self) -> Self:
+        """Move the blocks to shared memory, as `torch.Tensor.share_memory_` does with dense tensors."""
+        self.packed.share_memory_()  # type: ignore[no-untyped-call]
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether the blocks lie in shared memory."""
+        return bool(self.packed.is_shared())  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def safe_globals(cls) -> list[Callable[..., Any]]:
+        """What `torch.load(weights_only=True)` must be allowed to call: `torch.serialization.safe_globals(...)`."""
+        return [_rebuild]
+
+    def __tensor_flatten__(self) -> tuple[list[str], tuple[GgmlType, torch.Size, torch.dtype]]:
+        return ["packed"], (self.ggml_type, self.shape, self.dtype)
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner_tensors: Mapping[str, torch.Tensor],
+        context: tuple[GgmlType, torch.Size, torch.dtype],
+        outer_size: Sequence[int] | None = None,
+        outer_stride: Sequence[int] | None = None,
+    ) -> PackedTensor:
+        ggml_type, shape, dtype = context
+        return PackedTensor(
+            inner_tensors["packed"], ggml_type, shape if outer_size is None else outer_size, dtype=dtype
+        )
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        handler = HANDLERS.get(func)
+        if handler is None:
+            raise GgufPackedError(
+                f"{func} does not work on packed weights", remedy="call .dequantize() first, or use a GgufLinear"
+            )
+        return handler(*args, **(kwargs or {}))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedTensor:
+        found: PackedTensor | None = memo.get(id(self))
+        if found is None:
+            found = memo[id(self)] = _as(self.with_blocks(self.packed.clone()), isinstance(self, torch.nn.Parameter))
+        return found
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., PackedTensor], tuple[Any, ...]]:
+        # A pickled view takes its whole storage along, which here may be the whole file.
+        whole = self.packed.untyped_storage().nbytes() == self.packed.nbytes
+        data = self.packed if whole else self.packed.clone()
+        is_parameter = isinstance(self, torch.nn.Parameter)
+        return _rebuild, (data, self.ggml_type.name, tuple(self.shape), self.dtype, is_parameter)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return (
+            f"PackedTensor({self.ggml_type.name}, shape={tuple(self.shape)}, dtype={self.dtype}, "
+            f"device='{self.device}', nbytes={self.nbytes})"
+        )
+
+
+def _rebuild(data: torch.Tensor, type_name: str, shape: Sequence[int], dtype: torch.dtype, is_parameter: bool) -> Any:
+    return _as(PackedTensor(data, type_by_name(type_name), shape, dtype=dtype), is_parameter)
+
+
+def _as(packed: PackedTensor, is_parameter: bool) -> PackedTensor:
+    if not is_parameter:
+        return packed
+    parameter: Any = torch.nn.Parameter(packed, requires_grad=False)
+    return cast(PackedTensor, parameter)
+
+
+def require_logical_dtype(dtype: torch.dtype) -> None:
+    """Refuse a dtype that weights are not computed in."""
+    if dtype not in LOGICAL_DTYPES:
+        raise GgufPackedError(
+            f"packed weights cannot be {dtype}",
+            remedy=f"choose one of {', '.join(str(known) for known in LOGICAL_DTYPES)}",
+        )
+
+
+def _require_blocks(data: torch.Tensor, ggml_type: GgmlType, shape: Sequence[int]) -> None:
+    if data.dtype is not torch.uint8 or data.ndim != 1 or not data.is_contiguous():
+        raise GgufPackedError(
+            f"packed blocks must be 1-D contiguous uint8, found {data.ndim}-D {data.dtype}",
+            remedy="pass the bytes of the tensor as they lie in the file",
+        )
+    expected_bytes = ggml_type.size_bytes(math.prod(shape))
+    if data.numel() != expected_bytes:
+        raise GgufPackedError(
+            f"{ggml_type.name} weights of shape {tuple(shape)} take {expected_bytes} bytes, found {data.numel()}",
+            remedy="pass the logical shape in torch order, and all bytes of the tensor",
+        )

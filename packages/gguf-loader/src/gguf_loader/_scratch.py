@@ -1,0 +1,59 @@
+"""Working memory that is reused: fresh pages cost more than the arithmetic that they serve."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import torch
+
+
+class Scratch:
+    """Named buffers of one thread, grown on demand and handed out again and again.
+
+    A buffer is valid until the same name is asked for again. Not safe to share between threads; see `ScratchPool`.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The buffer of this name as an uninitialised contiguous tensor."""
+        size_bytes = math.prod(shape) * dtype.itemsize
+        held = self._buffers.get((name, device))
+        if held is None or held.numel() < size_bytes:
+            # A buffer born in inference mode could not be written outside of it later.
+            with torch.inference_mode(False):
+                held = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+            self._buffers[name, device] = held
+        return held[:size_bytes].view(dtype).view(shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes held at present."""
+        return sum(buffer.numel() for buffer in self._buffers.values())
+
+
+class ScratchPool:
+    """One `Scratch` a thread, so that a model may be run by several threads at a time.
+
+    It belongs to whoever made it (a model's configuration, a benchmark) and its memory goes with it. Copies and
+    pickles of a pool start empty.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def scratch(self) -> Scratch:
+        """The working memory of the calling thread."""
+        held: Scratch | None = getattr(self._local, "scratch", None)
+        if held is None:
+            held = self._local.scratch = Scratch()
+        return held
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScratchPool:
+        return ScratchPool()
+
+    def __reduce__(self) -> tuple[type[ScratchPool], tuple[()]]:
+        return ScratchPool, ()
