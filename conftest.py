@@ -1,0 +1,3 @@
+"""Makes the fixture `sim` (simulated devices, see tools/simdev) known to every test of the repository."""
+
+pytest_plugins = ["simdev.pytest_plugin"]

@@ -1,0 +1,86 @@
+"""The fixture `sim`: simulated devices for one test, and what must be true when the test is over."""
+
+from __future__ import annotations
+
+import gc
+import os
+import types
+from collections.abc import Iterator
+
+import pytest
+
+DEVICES = 4
+CAPACITY_BYTES = 256 << 20
+"""Small, so that a model which is not spread over the devices does not fit by luck."""
+
+_PASSED = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses the simulated devices, so that `-m simdev` selects them."""
+    for item in items:
+        if "sim" in getattr(item, "fixturenames", ()):
+            item.add_marker("simdev")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Remember whether the body of the test passed."""
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
+
+
+@pytest.fixture(scope="session")
+def simulated_devices() -> types.ModuleType:
+    """Install the devices once; skip where they cannot be, or fail when SIMDEV_REQUIRED=1 says they must."""
+    import simdev
+
+    try:
+        simdev.install("sim", DEVICES, CAPACITY_BYTES)
+    except simdev.SimdevError as error:
+        if os.environ.get("SIMDEV_REQUIRED") == "1":
+            pytest.fail(f"SIMDEV_REQUIRED=1, and there are no simulated devices\n{error}", pytrace=False)
+        pytest.skip(str(error))
+    return simdev
+
+
+@pytest.fixture
+def sim(simulated_devices: types.ModuleType, request: pytest.FixtureRequest) -> Iterator[types.ModuleType]:
+    """Yield the module `simdev` with four fresh devices of 256 MiB that raise at a race.
+
+    After a test that passed, nothing may be left: no violation that was not taken by `sim.take_violations()`, no
+    copy in a queue, and every device and the pinned memory back where they were.
+    """
+    simdev = simulated_devices
+    _restore(simdev)
+    before = _in_use(simdev)
+    yield simdev
+    passed = request.node.stash.get(_PASSED, False)
+    gc.collect()
+    broken, queued, after = simdev.take_violations(), simdev.counters().queued, _in_use(simdev)
+    _restore(simdev)
+    if passed:
+        assert not broken, "the test left violations; sim.take_violations() takes those it expected:\n" + "\n".join(
+            broken
+        )
+        assert queued == 0, f"the test left {queued} copies in a queue; synchronize, or free what they copy to"
+        assert after == before, f"the test left memory in use: before {before}, after {after} (bytes a place)"
+
+
+def _restore(simdev: types.ModuleType) -> None:
+    import torch
+
+    simdev.config(lazy=True, race="raise", poison=True, dry=False)
+    simdev.count_ops(False)
+    for index in range(DEVICES):
+        torch.accelerator.synchronize(index)
+        simdev.set_capacity(index, CAPACITY_BYTES)
+    torch.accelerator.set_device_index(0)
+    simdev.reset()
+
+
+def _in_use(simdev: types.ModuleType) -> dict[str, int]:
+    places = {f"sim:{index}": simdev.mem(index).used for index in range(DEVICES)}
+    return places | {"pinned host": simdev.pinned_bytes()}
