@@ -1,4 +1,4 @@
-"""The one error tree of this package: every message names the thing, the reason and the remedy; every error carries its data."""
+"""The error tree of this package: messages name the thing, the reason and the remedy, and errors carry their data."""
 
 from __future__ import annotations
 

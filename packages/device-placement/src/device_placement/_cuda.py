@@ -1,0 +1,67 @@
+"""The one file here that may say `torch.cuda`: what `torch.accelerator` does not offer on every torch >= 2.6."""
+
+from __future__ import annotations
+
+import torch
+
+from device_placement._errors import DeviceUnavailableError
+
+
+def device_count() -> int:
+    """Number of CUDA (or ROCm) devices that torch sees; 0 without a driver, never an error."""
+    return torch.cuda.device_count()
+
+
+def unavailable_reason() -> str | None:
+    """What torch itself says when asked to start CUDA, in one line; None when it starts."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def memory_info(device: torch.device) -> tuple[int, int]:
+    """Free and total bytes of a CUDA device, all processes counted."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return int(free_bytes), int(total_bytes)
+
+
+def device_label(device: torch.device) -> str:
+    """Marketing name of a CUDA device (``"NVIDIA H100"``)."""
+    return str(torch.cuda.get_device_name(device))
+
+
+def can_access_peer(reader: torch.device, owner: torch.device) -> bool:
+    """Whether the driver lets `reader` read the memory of `owner` directly.
+
+    The driver's word is not enough: machines with an IOMMU or ACS answer yes and deliver wrong bytes, hence the
+    checksum in `probe`.
+    """
+    return bool(torch.cuda.can_device_access_peer(reader, owner))
+
+
+def clear_error(device: torch.device) -> None:
+    """Take away the error that a refused call leaves behind in the CUDA runtime.
+
+    A refused pin (normal under WSL) is reported twice: by the call, and again by the next kernel launch, which then
+    looks guilty of it. Launching something harmless here makes this the launch that pays.
+
+    Raises:
+        DeviceUnavailableError: the device still answers with an error, so it was not the refused call's.
+    """
+    try:
+        _launch(device)
+    except RuntimeError:
+        try:
+            _launch(device)
+        except RuntimeError as error:
+            raise DeviceUnavailableError(
+                str(device), str(error).splitlines()[0], "the process must be restarted to use this device again"
+            ) from error
+
+
+def _launch(device: torch.device) -> None:
+    """Run the smallest kernel there is and wait for it."""
+    torch.zeros(1, device=device).add_(1)
+    torch.cuda.synchronize(device)
