@@ -15,7 +15,7 @@ def device_count() -> int:
 def unavailable_reason() -> str | None:
     """What torch itself says when asked to start CUDA, in one line; None when it starts."""
     try:
-        torch.cuda.init()
+        torch.cuda.current_device()
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().splitlines()[0]
     return None

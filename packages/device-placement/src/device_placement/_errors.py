@@ -94,3 +94,15 @@ class DeviceUnavailableError(PlacementError):
         self.device = device
         self.reason = reason
         super().__init__(f"device {device!r} cannot be used: {reason}; {remedy}")
+
+
+class InvalidJsonError(PlacementError, ValueError):
+    """A JSON text is not what this package writes.
+
+    Attributes:
+        where: path of the offending value (``"units[3].homes[0].size_bytes"``), empty for the whole text.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        self.where = where
+        super().__init__(f"{where or 'the text'}: {reason}; write it with to_json() of this version")
