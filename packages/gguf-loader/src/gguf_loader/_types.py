@@ -107,7 +107,7 @@ _REMOVED = {
 GGML_TYPES: Mapping[str, GgmlType] = MappingProxyType({kind.name: kind for kind in _ALL})
 """Every type of the format by its name."""
 
-_BY_ID: Mapping[int, GgmlType] = MappingProxyType({kind.id: kind for kind in _ALL})
+_BY_ID = {kind.id: kind for kind in _ALL}
 
 
 def type_by_id(number: int) -> GgmlType:
