@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simdev._face import Link as Link
     from simdev._face import Memory as Memory
     from simdev._face import config as config
+    from simdev._face import corrupt_link as corrupt_link
     from simdev._face import count_ops as count_ops
     from simdev._face import counters as counters
     from simdev._face import install as install
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from simdev._face import pinned_bytes as pinned_bytes
     from simdev._face import reset as reset
     from simdev._face import set_capacity as set_capacity
+    from simdev._face import set_pinned_capacity as set_pinned_capacity
     from simdev._face import take_violations as take_violations
     from simdev._face import violations as violations
     from simdev._host_race import HostRaceMode as HostRaceMode
@@ -34,8 +36,8 @@ _HOMES = {
     "_build": ("build",),
     "_errors": ("BuildError", "InstallError", "SimdevError"),
     "_face": (
-        *("Counters", "Link", "Memory", "config", "count_ops", "counters", "install", "links", "mem", "ops"),
-        *("pinned_bytes", "reset", "set_capacity", "take_violations", "violations"),
+        *("Counters", "Link", "Memory", "config", "corrupt_link", "count_ops", "counters", "install", "links", "mem"),
+        *("ops", "pinned_bytes", "reset", "set_capacity", "set_pinned_capacity", "take_violations", "violations"),
     ),
     "_host_race": ("HostRaceMode",),
 }

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.utils.backend_registration import generate_methods_for_privateuse1_backend, rename_privateuse1_backend
 
 from simdev._build import build
 from simdev._errors import InstallError
-from simdev._library import Library
+from simdev._library import HOST, Library
 from simdev._module import DeviceModule
 
 MAX_DEVICES = 16
+_UNLIMITED = 2**64 - 1
 RaceMode = Literal["off", "record", "raise"]
 _RACE_MODES: tuple[RaceMode, ...] = ("off", "record", "raise")
 
@@ -131,10 +133,10 @@ def _install(name: str, count: int) -> DeviceModule:
         )
     library = Library(build())
     library.start(count)
-    torch.utils.rename_privateuse1_backend(name)
+    rename_privateuse1_backend(name)
     module = DeviceModule(name, library, count)
     torch._register_device_module(name, module)
-    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    generate_methods_for_privateuse1_backend(for_storage=True)
     return module
 
 
@@ -241,11 +243,39 @@ def counters() -> Counters:
     return Counters(host_syncs=host_syncs, kernels=kernels, queued=queued)
 
 
+def corrupt_link(src: int, dst: int, on: bool = True) -> None:
+    """Let copies from device `src` to device `dst` deliver wrong bytes, until `reset`.
+
+    Some machines do this between GPUs (an IOMMU or PCIe access control in the way), and report success.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    _module().library.corrupt_link(_checked(src), _checked(dst), on)
+
+
+def set_pinned_capacity(size_bytes: int | None) -> None:
+    """Set how many bytes of host memory can be pinned; None: as many as there are.
+
+    More is refused with a RuntimeError, as a driver does that may not lock so much (WSL, containers).
+
+    Raises:
+        ValueError: `size_bytes` is negative.
+    """
+    if size_bytes is not None and size_bytes < 0:
+        raise ValueError(f"size_bytes is {size_bytes}; a capacity is 0 or more")
+    _module().library.set_capacity(HOST, _UNLIMITED if size_bytes is None else size_bytes)
+
+
 def pinned_bytes(peak: bool = False) -> int:
     """Return the bytes of pinned host memory in use, or the most that were since `reset`."""
-    return _module().library.pinned_bytes(peak=peak)
+    used, most, *_ = _module().library.memory(HOST)
+    return most if peak else used
 
 
 def reset() -> None:
-    """Forget links, violations, operator counts, counters and refusals; peaks start again from what is in use."""
+    """Forget links, violations, operator counts, counters and refusals; links are sound again.
+
+    Peaks start again from what is in use. Capacities, settings and the history of each block stay.
+    """
     _module().library.reset()

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from simdev._face import _module, violations
 
 
-class HostRaceMode(TorchDispatchMode):
+class HostRaceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves __init_subclass__ unannotated
     """Inside this `with`, host operators on pinned memory must be ordered after the device's use of it.
 
     The detector sees device operators by itself; what the host reads and writes never reaches it, and so a staging

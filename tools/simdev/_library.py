@@ -9,6 +9,9 @@ from pathlib import Path
 KINDS = ("sync", "async", "async-pageable", "d2d")
 """Names of the copy kinds in the order of `CopyKind` in native/copies.hpp."""
 
+HOST = -1
+"""Stands for the host where a device index stands, as `kHost` does in native/common.hpp."""
+
 _UNCHANGED = -1
 
 
@@ -22,8 +25,8 @@ class Library:
         self._config = _declare(library, "simdev_config", None, *(ctypes.c_int,) * 4)
         self._set_capacity = _declare(library, "simdev_set_capacity", None, ctypes.c_int, ctypes.c_uint64)
         self._memory = _declare(library, "simdev_memory", None, ctypes.c_int, ctypes.c_void_p)
-        self._pinned_bytes = _declare(library, "simdev_pinned_bytes", ctypes.c_uint64, ctypes.c_int)
         self._counters = _declare(library, "simdev_counters", None, ctypes.c_void_p)
+        self._corrupt_link = _declare(library, "simdev_corrupt_link", None, *(ctypes.c_int,) * 3)
         self._count_ops = _declare(library, "simdev_count_ops", None, ctypes.c_int)
         self._seed = _declare(library, "simdev_seed", None, ctypes.c_int, ctypes.c_uint64)
         self._reset = _declare(library, "simdev_reset", None)
@@ -31,8 +34,8 @@ class Library:
         self._ops = _declare_text(library, "simdev_ops")
         self._violations = _declare_text(library, "simdev_violations")
         self._take_violations = _declare_text(library, "simdev_take_violations")
-        host_access_arguments = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p)
-        self._host_access = _declare(library, "simdev_host_access", ctypes.c_int, *host_access_arguments)
+        access = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p)
+        self._host_access = _declare(library, "simdev_host_access", ctypes.c_int, *access)
 
     def start(self, count: int) -> None:
         """Set the number of devices."""
@@ -43,24 +46,24 @@ class Library:
         self._config(*(_UNCHANGED if value is None else int(value) for value in (lazy, race, poison, dry)))
 
     def set_capacity(self, device: int, size_bytes: int) -> None:
-        """Set how many bytes a device holds."""
+        """Set how many bytes a device holds, or with `HOST` how many can be pinned."""
         self._set_capacity(device, size_bytes)
 
     def memory(self, device: int) -> tuple[int, ...]:
-        """Return used, peak and capacity in bytes, then the counts of allocations, frees and refusals."""
+        """Return, for a device or for pinned `HOST` memory, used, peak and capacity in bytes, then the counts of allocations, frees and refusals."""
         values = (ctypes.c_uint64 * 6)()
         self._memory(device, ctypes.addressof(values))
         return tuple(values)
-
-    def pinned_bytes(self, *, peak: bool) -> int:
-        """Return the pinned host bytes, now or at most."""
-        return int(self._pinned_bytes(int(peak)))
 
     def counters(self) -> tuple[int, ...]:
         """Return host synchronisations, kernels, and copies still in a queue."""
         values = (ctypes.c_int64 * 3)()
         self._counters(ctypes.addressof(values))
         return tuple(values)
+
+    def corrupt_link(self, src: int, dst: int, on: bool) -> None:
+        """Let copies from one device to another deliver wrong bytes, or right ones again."""
+        self._corrupt_link(src, dst, int(on))
 
     def count_ops(self, on: bool) -> None:
         """Count operators by name from now on, or stop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import types
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -24,7 +24,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Remember whether the body of the test passed."""
     report = yield
     if call.when == "call":
@@ -77,6 +79,7 @@ def _restore(simdev: types.ModuleType) -> None:
     for index in range(DEVICES):
         torch.accelerator.synchronize(index)
         simdev.set_capacity(index, CAPACITY_BYTES)
+    simdev.set_pinned_capacity(None)
     torch.accelerator.set_device_index(0)
     simdev.reset()
 

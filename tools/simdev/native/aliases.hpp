@@ -1,0 +1,77 @@
+// Device tensors seen as CPU tensors over the same bytes, and CPU results taken over as device tensors.
+#pragma once
+
+#include "hooks.hpp"
+
+namespace simdev {
+
+// The aliases of one operator's arguments. Tensors that share a storage get aliases that share one, so that a result
+// which is a view of an argument is recognised and becomes a view of the device tensor.
+class Aliases {
+ public:
+  // With `dry` an alias has the shape only (a meta tensor), and so has what the operator makes of it.
+  explicit Aliases(bool dry) : dry_(dry) {}
+
+  Tensor to_host(const Tensor& t) {
+    if (!t.defined()) return t;
+    if (!t.is_privateuseone() && !dry_) return t;
+    Tensor alias = over(host_storage(t), dry_ ? c10::DispatchKey::Meta : c10::DispatchKey::CPU, t);
+    // A number written in Python does not decide the type of a result; its tensor says so.
+    if (t.unsafeGetTensorImpl()->is_wrapped_number()) alias.unsafeGetTensorImpl()->set_wrapped_number(true);
+    if (t.is_privateuseone()) originals_.emplace_back(alias, t);
+    return alias;
+  }
+
+  Tensor to_device(const Tensor& result, int device, const Operation& op) {
+    if (!result.defined()) return result;
+    for (const auto& [alias, original] : originals_)
+      if (alias.is_same(result)) return original;
+    return over(device_storage(result.storage(), device, op), c10::DispatchKey::PrivateUse1, result);
+  }
+
+  // An operator may have resized an argument that it writes (out=): then the device tensor follows.
+  static void follow(const Tensor& alias, const Tensor& original) {
+    const auto* from = alias.storage().unsafeGetStorageImpl();
+    auto* to = original.storage().unsafeGetStorageImpl();
+    if (from->nbytes() != to->nbytes() || (alias.is_cpu() && from->data() != to->data())) {
+      immortal<Hooks>().resizePrivateUse1Bytes(original.storage(), from->nbytes());
+      if (alias.is_cpu() && from->nbytes()) std::memcpy(to->mutable_data(), from->data(), from->nbytes());
+    }
+    if (alias.sizes() != original.sizes() || alias.strides() != original.strides() || alias.storage_offset() != original.storage_offset())
+      original.unsafeGetTensorImpl()->set_sizes_and_strides(alias.sizes(), alias.strides(), alias.storage_offset());
+  }
+
+ private:
+  static Tensor over(const c10::Storage& storage, c10::DispatchKey key, const Tensor& like) {
+    Tensor t = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key), like.dtype());
+    t.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
+    return t;
+  }
+
+  c10::Storage host_storage(const Tensor& t) {
+    for (const auto& [host, device] : storages_)
+      if (device.is_alias_of(t.storage())) return host;
+    const auto where = c10::Device(dry_ ? c10::kMeta : c10::kCPU);
+    // Owns nothing: the argument outlives the operator.
+    c10::DataPtr data(dry_ ? nullptr : t.storage().unsafeGetStorageImpl()->mutable_data(), where);
+    c10::Storage host(c10::Storage::use_byte_size_t{}, t.storage().nbytes(), std::move(data), c10::GetAllocator(where.type()), true);
+    if (t.is_privateuseone()) storages_.emplace_back(host, t.storage());
+    return host;
+  }
+
+  c10::Storage device_storage(const c10::Storage& result, int device, const Operation& op) {
+    for (const auto& [host, known] : storages_)
+      if (host.unsafeGetStorageImpl() == result.unsafeGetStorageImpl()) return known;
+    c10::DataPtr data = dry_ ? allocate(device, result.nbytes()) : adopt(device, result, op);
+    if (Block* b = block_of(data)) touch(*b, {0, int64_t(result.nbytes())}, op, true);
+    c10::Storage taken(c10::Storage::use_byte_size_t{}, result.nbytes(), std::move(data), &immortal<DeviceAllocator>(), true);
+    storages_.emplace_back(result, taken);
+    return taken;
+  }
+
+  bool dry_;
+  std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // host, device
+  std::vector<std::pair<Tensor, Tensor>> originals_;             // alias, device tensor
+};
+
+}  // namespace simdev

@@ -1,0 +1,115 @@
+// Devices, streams and events as torch's generic interface sees them: torch.Stream, torch.Event, torch.accelerator.
+#pragma once
+
+#include "allocators.hpp"
+
+namespace simdev {
+
+struct Event {
+  Stream* stream = nullptr;  // none: never recorded, and everything that waits for it goes on
+  uint64_t position = 0;
+  VectorClock clock;
+  uint64_t number = 0;
+};
+
+struct EventCount {
+  uint64_t recorded = 0;
+};
+
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  c10::DeviceType type() const override { return kDeviceType; }
+  DeviceIndex deviceCount() const noexcept override { return DeviceIndex(settings().device_count); }
+  c10::DeviceCapability getDeviceCapability(Device) const override { return {}; }
+
+  Device getDevice() const override { return torch_device(current_device); }
+  void setDevice(Device d) const override {
+    TORCH_CHECK(d.index() >= 0 && d.index() < settings().device_count, "simdev: invalid device ordinal ", int(d.index()), ", there are ",
+                settings().device_count, " devices");
+    current_device = d.index();
+  }
+  void uncheckedSetDevice(Device d) const noexcept override { current_device = d.index(); }
+  Device exchangeDevice(Device d) const override {
+    const Device previous = getDevice();
+    setDevice(d);
+    return previous;
+  }
+
+  c10::Stream getStream(Device d) const override { return wrap(d, current_stream_ids[d.index()]); }
+  c10::Stream getDefaultStream(Device d) const override { return wrap(d, 0); }
+  c10::Stream getNewStream(Device d, int) const override {
+    Lock lock;
+    return wrap(d, 1 + table().created[d.index()]++ % kPooledStreams);
+  }
+  c10::Stream getStreamFromGlobalPool(Device d, bool) const override { return getNewStream(d, 0); }
+  c10::Stream exchangeStream(c10::Stream s) const override {
+    const c10::Stream previous = getStream(s.device());
+    current_stream_ids[s.device_index()] = s.id();
+    return previous;
+  }
+
+  void record(void** handle, const c10::Stream& s, DeviceIndex, c10::EventFlag) const override {
+    Lock lock;
+    if (!*handle) *handle = new Event;
+    Stream& on = stream(s);
+    issue(on);
+    *static_cast<Event*>(*handle) = {&on, on.issued, on.clock, ++immortal<EventCount>().recorded};
+  }
+  void block(void* handle, const c10::Stream& s) const override {
+    Lock lock;
+    const auto* event = static_cast<Event*>(handle);
+    if (event && event->stream) wait_for(stream(s), *event->stream, event->position, event->clock);
+  }
+  void destroyEvent(void* handle, DeviceIndex) const noexcept override { delete static_cast<Event*>(handle); }
+
+  // A queue is lazy, so a host that only asks would ask forever: each question carries out one task, then is answered.
+  bool queryEvent(void* handle) const override {
+    Lock lock;
+    const auto* event = static_cast<Event*>(handle);
+    return !event || !event->stream || query(*event->stream, event->position, event->clock);
+  }
+  bool queryStream(const c10::Stream& s) const override {
+    Lock lock;
+    Stream& on = stream(s);
+    return query(on, on.issued, on.clock);
+  }
+
+  void synchronizeEvent(void* handle) const override {
+    Lock lock;
+    const auto* event = static_cast<Event*>(handle);
+    if (!event || !event->stream) return;
+    table().host_syncs++;
+    synchronize(*event->stream, event->position, event->clock);
+  }
+  void synchronizeStream(const c10::Stream& s) const override {
+    Lock lock;
+    table().host_syncs++;
+    synchronize(stream(s));
+  }
+  void synchronizeDevice(DeviceIndex device) const override {
+    Lock lock;
+    table().host_syncs++;
+    for (Stream* s : table().by_number)
+      if (s->device == device) synchronize(*s);
+  }
+
+  void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& s) const override { immortal<DeviceAllocator>().recordStream(data, s); }
+
+  // There is no time in here; the number of events recorded between two is at least in their order.
+  double elapsedTime(void* from, void* to, DeviceIndex) const override {
+    return double(static_cast<Event*>(to)->number) - double(static_cast<Event*>(from)->number);
+  }
+
+ private:
+  static c10::Stream wrap(Device d, int64_t id) { return c10::Stream(c10::Stream::UNSAFE, d, id); }
+
+  static bool query(Stream& s, uint64_t position, const VectorClock& clock) {
+    if (s.done < position) {
+      drain(s, s.done + 1);
+      return false;
+    }
+    table().host.join(clock);
+    return true;
+  }
+};
+
+}  // namespace simdev

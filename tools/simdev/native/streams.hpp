@@ -1,0 +1,104 @@
+// Streams, and the work that waits in their queues.
+//
+// Operators run when they are issued; copies and waits are queued, and carried out as late as the order allows: when
+// a later operator of the stream runs, when another stream that waits for them has to run, when the host synchronises.
+// A program that forgets to wait therefore computes with what was there before, every time, and not only on a busy day.
+#pragma once
+
+#include "clocks.hpp"
+
+namespace simdev {
+
+struct Task {
+  std::function<void()> run;
+  bool copy;  // else it is a wait, which nobody misses when it is never carried out
+};
+
+struct Stream {
+  size_t number;  // in the vector clocks, by first use
+  int device;
+  int64_t id;
+  VectorClock clock;
+  uint64_t issued = 0;  // positions in the queue, counted from the start
+  uint64_t done = 0;
+  std::deque<Task> queue;
+
+  std::string name() const { return c10::str(device_name(device), "/stream", id); }
+};
+
+struct StreamTable {
+  std::array<std::array<std::unique_ptr<Stream>, kPooledStreams + 1>, kMaxDevices> by_id;
+  std::vector<Stream*> by_number;
+  std::array<int64_t, kMaxDevices> created{};
+
+  // What the host knows to have happened. One for all threads: what orders them (locks, queues, joins) is not seen
+  // from here, so they count as ordered the way they really ran.
+  VectorClock host;
+  int64_t host_syncs = 0;
+  int64_t queued_copies = 0;
+};
+inline StreamTable& table() { return immortal<StreamTable>(); }
+
+inline thread_local int current_device = 0;
+inline thread_local std::array<int64_t, kMaxDevices> current_stream_ids{};  // 0: the default stream
+
+inline Stream& stream(int device, int64_t id) {
+  TORCH_CHECK(device >= 0 && device < settings().device_count && id >= 0 && id <= kPooledStreams,
+              "simdev: there is no stream ", id, " on device ", device);
+  auto& slot = table().by_id[device][id];
+  if (!slot) {
+    slot = std::make_unique<Stream>(Stream{table().by_number.size(), device, id, {}, 0, 0, {}});
+    table().by_number.push_back(slot.get());
+  }
+  return *slot;
+}
+inline Stream& stream(const c10::Stream& s) { return stream(s.device_index(), s.id()); }
+inline Stream& current_stream(int device) { return stream(device, current_stream_ids[device]); }
+
+// Carry out the queue up to a position. A wait in it carries out another queue first; since an event names a position
+// that was issued before the wait, this cannot come back to the task that is running.
+inline void drain(Stream& s, uint64_t position) {
+  if (s.done >= position) return;
+  // The task was recorded below autograd and Python's modes, and must run there, whoever needs it now.
+  c10::impl::ExcludeDispatchKeyGuard below(
+      c10::autograd_dispatch_keyset |
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::ADInplaceOrView}));
+  while (s.done < position) {
+    Task task = std::move(s.queue.front());
+    s.queue.pop_front();
+    s.done++;
+    table().queued_copies -= task.copy;
+    task.run();
+  }
+}
+inline void drain(Stream& s) { drain(s, s.issued); }
+
+inline void enqueue(Stream& s, Task task) {
+  table().queued_copies += task.copy;
+  s.queue.push_back(std::move(task));
+  s.issued++;
+  if (!settings().lazy) drain(s);
+}
+
+// `waiter` goes on only after `other` has reached a position, with all that happened before it.
+inline void wait_for(Stream& waiter, Stream& other, uint64_t position, const VectorClock& clock) {
+  if (&waiter == &other) return;
+  waiter.clock.join(clock);
+  enqueue(waiter, {[&other, position] { drain(other, position); }, false});
+}
+inline void wait_for(Stream& waiter, Stream& other) { wait_for(waiter, other, other.issued, other.clock); }
+
+// The host waits until `s` has reached a position.
+inline void synchronize(Stream& s, uint64_t position, const VectorClock& clock) {
+  drain(s, position);
+  table().host.join(clock);
+}
+inline void synchronize(Stream& s) { synchronize(s, s.issued, s.clock); }
+
+// Give an operation its place in the order: after all that its stream and the host know of.
+inline uint64_t issue(Stream& s) {
+  s.clock.join(table().host);
+  return s.clock.advance(s.number);
+}
+
+}  // namespace simdev
