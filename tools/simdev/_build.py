@@ -99,6 +99,6 @@ def _compile(compiler: str, source: Path, output: Path) -> None:
 def _digest(sources: Path, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     parts = [version.encode(), " ".join(_FLAGS).encode(), str(torch.__file__).encode()]
-    for file in sorted(sources.iterdir()):
+    for file in sorted(sources.glob("*.[ch]pp")):
         parts += [file.name.encode(), file.read_bytes()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

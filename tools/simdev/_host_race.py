@@ -19,7 +19,8 @@ class HostRaceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     buffer that is refilled too early goes unseen without this mode. It costs a Python call an operator.
 
     Raises:
-        RuntimeError: "simdev race: ..." at a host operator that touches bytes a queued copy still reads or writes.
+        RuntimeError: "simdev race: ..." at a host operator that touches bytes a queued copy still reads or writes,
+            when races are raised; when they are recorded, it is found in `violations`.
     """
 
     def __torch_dispatch__(
@@ -29,9 +30,9 @@ class HostRaceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if not func.is_view and all(tensor.device.type == "cpu" for tensor in tensors):
-            conflicts = sum(_report(func, tensor, write) for tensor, write in _accesses(func, args, kwargs))
-            if conflicts:
-                raise RuntimeError(f"simdev race: {violations()[-1]}")
+            for tensor, write in _accesses(func, args, kwargs):
+                if _must_raise(func, tensor, write):
+                    raise RuntimeError(f"simdev race: {violations()[-1]}")
         return func(*args, **kwargs)
 
 
@@ -45,9 +46,9 @@ def _accesses(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Itera
                 yield leaf, write
 
 
-def _report(func: Any, tensor: torch.Tensor, write: bool) -> int:
+def _must_raise(func: Any, tensor: torch.Tensor, write: bool) -> bool:
     if tensor.numel() == 0:
-        return 0
+        return False
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     size_bytes = (last + 1) * tensor.element_size()
     return _module().library.host_access(tensor.data_ptr(), size_bytes, write=write, what=str(func))

@@ -50,7 +50,7 @@ class Library:
         self._set_capacity(device, size_bytes)
 
     def memory(self, device: int) -> tuple[int, ...]:
-        """Return, for a device or for pinned `HOST` memory, used, peak and capacity in bytes, then the counts of allocations, frees and refusals."""
+        """Return the account of a device, or of pinned `HOST` memory, in the order of the fields of `Memory`."""
         values = (ctypes.c_uint64 * 6)()
         self._memory(device, ctypes.addressof(values))
         return tuple(values)
@@ -83,9 +83,9 @@ class Library:
         """Return what the race detector wrote down, and with `take` forget it in the same step."""
         return tuple(self._take_violations() if take else self._violations())
 
-    def host_access(self, address: int, size_bytes: int, *, write: bool, what: str) -> int:
-        """Report that the host touches bytes; return how many unfinished device accesses it conflicts with."""
-        return int(self._host_access(address, size_bytes, int(write), what.encode()))
+    def host_access(self, address: int, size_bytes: int, *, write: bool, what: str) -> bool:
+        """Report that the host touches bytes; return whether that broke the order and must be raised."""
+        return bool(self._host_access(address, size_bytes, int(write), what.encode()))
 
     def seed(self, device: int, seed: int) -> None:
         """Seed the default generator of a device."""

@@ -97,6 +97,11 @@ class DeviceModule(types.ModuleType):
         """Return the current stream of a device in this thread."""
         return torch.accelerator.current_stream(self.index(device))
 
+    def default_stream(self, device: DeviceLike = None) -> torch.Stream:
+        """Return the stream a device starts with."""
+        current = self.current_stream(device)
+        return torch.Stream(stream_id=0, device_index=current.device_index, device_type=current.device_type)
+
     def set_stream(self, stream: torch.Stream) -> None:
         """Make a stream and its device the current ones of this thread."""
         torch.accelerator.set_stream(stream)

@@ -78,6 +78,7 @@ def _restore(simdev: types.ModuleType) -> None:
     simdev.count_ops(False)
     for index in range(DEVICES):
         torch.accelerator.synchronize(index)
+        torch.accelerator.set_stream(torch.get_device_module("sim").default_stream(index))
         simdev.set_capacity(index, CAPACITY_BYTES)
     simdev.set_pinned_capacity(None)
     torch.accelerator.set_device_index(0)

@@ -37,7 +37,8 @@ class Aliases {
       immortal<Hooks>().resizePrivateUse1Bytes(original.storage(), from->nbytes());
       if (alias.is_cpu() && from->nbytes()) std::memcpy(to->mutable_data(), from->data(), from->nbytes());
     }
-    if (alias.sizes() != original.sizes() || alias.strides() != original.strides() || alias.storage_offset() != original.storage_offset())
+    if (alias.sizes() != original.sizes() || alias.strides() != original.strides() ||
+        alias.storage_offset() != original.storage_offset())
       original.unsafeGetTensorImpl()->set_sizes_and_strides(alias.sizes(), alias.strides(), alias.storage_offset());
   }
 
@@ -54,7 +55,8 @@ class Aliases {
     const auto where = c10::Device(dry_ ? c10::kMeta : c10::kCPU);
     // Owns nothing: the argument outlives the operator.
     c10::DataPtr data(dry_ ? nullptr : t.storage().unsafeGetStorageImpl()->mutable_data(), where);
-    c10::Storage host(c10::Storage::use_byte_size_t{}, t.storage().nbytes(), std::move(data), c10::GetAllocator(where.type()), true);
+    c10::Storage host(c10::Storage::use_byte_size_t{}, t.storage().nbytes(), std::move(data),
+                      c10::GetAllocator(where.type()), true);
     if (t.is_privateuseone()) storages_.emplace_back(host, t.storage());
     return host;
   }
@@ -64,7 +66,8 @@ class Aliases {
       if (host.unsafeGetStorageImpl() == result.unsafeGetStorageImpl()) return known;
     c10::DataPtr data = dry_ ? allocate(device, result.nbytes()) : adopt(device, result, op);
     if (Block* b = block_of(data)) touch(*b, {0, int64_t(result.nbytes())}, op, true);
-    c10::Storage taken(c10::Storage::use_byte_size_t{}, result.nbytes(), std::move(data), &immortal<DeviceAllocator>(), true);
+    c10::Storage taken(c10::Storage::use_byte_size_t{}, result.nbytes(), std::move(data), &immortal<DeviceAllocator>(),
+                       true);
     storages_.emplace_back(result, taken);
     return taken;
   }

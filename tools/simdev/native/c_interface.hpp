@@ -43,7 +43,8 @@ SIMDEV_API void simdev_set_capacity(int device, uint64_t bytes) {
 SIMDEV_API void simdev_memory(int device, uint64_t* out) {
   simdev::Lock lock;
   const auto& a = simdev::account(device);
-  const uint64_t values[] = {a.used, a.peak, a.capacity, uint64_t(a.allocations), uint64_t(a.frees), uint64_t(a.refusals)};
+  const uint64_t values[] = {
+      a.used, a.peak, a.capacity, uint64_t(a.allocations), uint64_t(a.frees), uint64_t(a.refusals)};
   std::copy(std::begin(values), std::end(values), out);
 }
 
@@ -97,13 +98,14 @@ SIMDEV_API int64_t simdev_take_violations(char* buffer, int64_t size) {
   return needed;
 }
 
-// The host touches memory; the number of device accesses that it should have waited for.
+// The host touches memory. Returns whether that broke the order and is to be raised as an error.
 SIMDEV_API int simdev_host_access(const void* address, int64_t bytes, int write, const char* what) {
   simdev::Lock lock;
   const simdev::Block* b = simdev::pinned_block(address);
-  if (!b) return 0;
+  if (!b || simdev::settings().races == simdev::Races::kIgnore) return 0;
   const int64_t begin = static_cast<const char*>(address) - static_cast<const char*>(b->address);
-  return b->history.check_host({begin, begin + bytes}, write, what);
+  const int found = b->history.check_host({begin, begin + bytes}, write, what);
+  return found > 0 && simdev::settings().races == simdev::Races::kRaise;
 }
 
 SIMDEV_API void simdev_seed(int device, uint64_t seed) {

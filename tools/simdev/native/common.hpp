@@ -61,7 +61,9 @@ struct Settings {
 };
 inline Settings& settings() { return immortal<Settings>(); }
 
-inline std::string device_name(int device) { return device == kHost ? "pinned host" : c10::str(Device(kDeviceType, DeviceIndex(device))); }
+inline std::string device_name(int device) {
+  return device == kHost ? "pinned host" : c10::str(Device(kDeviceType, DeviceIndex(device)));
+}
 
 // Names that outlive whatever they were taken from, because the history of a block keeps them.
 inline const std::string* intern(const std::string& name) {

@@ -30,7 +30,8 @@ struct CopyPlan {
 // One run of bytes to one run of bytes of the same type: nothing has to be converted or gathered.
 inline bool is_plain(const Tensor& src, const Tensor& dst) {
   if (src.scalar_type() != dst.scalar_type() || src.sizes() != dst.sizes()) return false;
-  return (src.is_contiguous() && dst.is_contiguous()) || (src.strides() == dst.strides() && src.is_non_overlapping_and_dense());
+  return (src.is_contiguous() && dst.is_contiguous()) ||
+         (src.strides() == dst.strides() && src.is_non_overlapping_and_dense());
 }
 
 inline CopyPlan plan_copy(const Tensor& src, const Tensor& dst, bool non_blocking) {
@@ -67,7 +68,8 @@ inline void note_pending(const Tensor& t, Stream& s) {
 inline Tensor borrow(const Tensor& t) {
   c10::DataPtr data(t.storage().unsafeGetStorageImpl()->mutable_data(), c10::Device(c10::kCPU));
   c10::Storage storage(c10::Storage::use_byte_size_t{}, t.storage().nbytes(), std::move(data), nullptr, false);
-  Tensor borrowed = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
+  Tensor borrowed = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
+                                                             c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
   borrowed.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
   return borrowed;
 }
@@ -85,8 +87,8 @@ inline std::function<void()> copy_task(const Tensor& src, const Tensor& dst, con
 
 inline Tensor copy_from(const Tensor& src, const Tensor& dst, bool non_blocking) {
   Lock lock;
-  TORCH_CHECK((src.is_privateuseone() || src.is_cpu()) && (dst.is_privateuseone() || dst.is_cpu()), "simdev: there is no copy from ", src.device(),
-              " to ", dst.device());
+  TORCH_CHECK((src.is_privateuseone() || src.is_cpu()) && (dst.is_privateuseone() || dst.is_cpu()),
+              "simdev: there is no copy from ", src.device(), " to ", dst.device());
   if (dst.numel() == 0) return dst;
   const CopyPlan plan = plan_copy(src, dst, non_blocking);
   const c10::DataPtr temporary = allocate(plan.from == kHost ? plan.to : plan.from, plan.temporary);

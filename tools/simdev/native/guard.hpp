@@ -23,8 +23,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
   Device getDevice() const override { return torch_device(current_device); }
   void setDevice(Device d) const override {
-    TORCH_CHECK(d.index() >= 0 && d.index() < settings().device_count, "simdev: invalid device ordinal ", int(d.index()), ", there are ",
-                settings().device_count, " devices");
+    TORCH_CHECK(d.index() >= 0 && d.index() < settings().device_count, "simdev: invalid device ordinal ",
+                int(d.index()), ", there are ", settings().device_count, " devices");
     current_device = d.index();
   }
   void uncheckedSetDevice(Device d) const noexcept override { current_device = d.index(); }
@@ -92,7 +92,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
       if (s->device == device) synchronize(*s);
   }
 
-  void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& s) const override { immortal<DeviceAllocator>().recordStream(data, s); }
+  void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& s) const override {
+    immortal<DeviceAllocator>().recordStream(data, s);
+  }
 
   // There is no time in here; the number of events recorded between two is at least in their order.
   double elapsedTime(void* from, void* to, DeviceIndex) const override {

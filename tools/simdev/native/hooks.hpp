@@ -8,7 +8,8 @@ namespace simdev {
 // Wraps a generator of the CPU, so that a seed gives the numbers that it gives on the CPU.
 struct Generator final : c10::GeneratorImpl {
   explicit Generator(DeviceIndex device)
-      : GeneratorImpl(torch_device(device), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1)), cpu(at::detail::createCPUGenerator()) {}
+      : GeneratorImpl(torch_device(device), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1)),
+        cpu(at::detail::createCPUGenerator()) {}
 
   void set_current_seed(uint64_t seed) override { cpu.set_current_seed(seed); }
   uint64_t current_seed() const override { return cpu.current_seed(); }
@@ -34,8 +35,12 @@ struct DefaultGenerators {
     for (int i = 0; i < kMaxDevices; i++) by_device.push_back(at::make_generator<Generator>(DeviceIndex(i)));
   }
 };
-inline at::Generator& default_generator(int device) { return immortal<DefaultGenerators>().by_device[device < 0 ? current_device : device]; }
-inline at::Generator& cpu_generator(const at::Generator& g) { return static_cast<Generator*>(g.unsafeGetGeneratorImpl())->cpu; }
+inline at::Generator& default_generator(int device) {
+  return immortal<DefaultGenerators>().by_device[device < 0 ? current_device : device];
+}
+inline at::Generator& cpu_generator(const at::Generator& g) {
+  return static_cast<Generator*>(g.unsafeGetGeneratorImpl())->cpu;
+}
 
 struct Hooks final : at::PrivateUse1HooksInterface {
   bool isBuilt() const override { return true; }
@@ -44,7 +49,9 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   DeviceIndex deviceCount() const override { return DeviceIndex(settings().device_count); }
   void setCurrentDevice(DeviceIndex device) const override { Guard().setDevice(torch_device(device)); }
   DeviceIndex getCurrentDevice() const override { return DeviceIndex(current_device); }
-  DeviceIndex exchangeDevice(DeviceIndex device) const override { return Guard().exchangeDevice(torch_device(device)).index(); }
+  DeviceIndex exchangeDevice(DeviceIndex device) const override {
+    return Guard().exchangeDevice(torch_device(device)).index();
+  }
   DeviceIndex maybeExchangeDevice(DeviceIndex device) const override { return exchangeDevice(device); }
 
   const at::Generator& getDefaultGenerator(DeviceIndex device) const override { return default_generator(device); }

@@ -26,7 +26,8 @@ void change_tensors(IValue& v, Change change) {
     v = changed;
   } else if (v.isOptionalTensorList()) {
     c10::List<std::optional<Tensor>> changed;
-    for (const std::optional<Tensor>& t : v.toOptionalTensorList()) changed.push_back(t ? std::optional<Tensor>(change(*t)) : t);
+    for (const std::optional<Tensor>& t : v.toOptionalTensorList())
+      changed.push_back(t ? std::optional<Tensor>(change(*t)) : t);
     v = changed;
   }
 }
@@ -63,8 +64,10 @@ inline int check_devices(const c10::FunctionSchema& schema, c10::ArrayRef<IValue
     visit_tensors(arguments[i], [&](const Tensor& t) {
       const bool number = t.is_cpu() && t.dim() == 0 && !is_written(argument);
       const bool index = t.is_cpu() && argument.name() == "indices";
-      TORCH_CHECK(number || index || t.device() == torch_device(device), "Expected all tensors to be on the same device, but found at least two devices, ",
-                  torch_device(device), " (", first, ") and ", t.device(), " (", argument.name(), ")! (when checking arguments of ", schema.name(), ")");
+      TORCH_CHECK(number || index || t.device() == torch_device(device),
+                  "Expected all tensors to be on the same device, but found at least two devices, ",
+                  torch_device(device), " (", first, ") and ", t.device(), " (", argument.name(),
+                  ")! (when checking arguments of ", schema.name(), ")");
     });
   }
   for (const IValue& v : arguments)  // a factory has no tensor, only the device it is asked for
@@ -122,7 +125,8 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
       v = Device(dry ? c10::kMeta : c10::kCPU);
     } else if (v.isGenerator() || (v.isNone() && argument.name() == "generator")) {
       const at::Generator g = v.isNone() ? default_generator(device) : v.toGenerator();
-      TORCH_CHECK(g.device().type() == kDeviceType, "Expected a '", torch_device(device), "' generator but found '", g.device(), "'");
+      TORCH_CHECK(g.device().type() == kDeviceType, "Expected a '", torch_device(device), "' generator but found '",
+                  g.device(), "'");
       v = dry ? IValue() : IValue(cpu_generator(g));
     }
   }
@@ -140,24 +144,26 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
 }
 
 // torch asks a backend that is not built in for a convolution of its own.
-inline Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, c10::SymIntArrayRef stride,
-                          c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, bool transposed, c10::SymIntArrayRef output_padding,
-                          c10::SymInt groups) {
+inline Tensor convolution(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                          bool transposed, c10::SymIntArrayRef output_padding, c10::SymInt groups) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("aten::convolution", "");
   const auto numbers = [](c10::SymIntArrayRef symbols) { return C10_AS_INTARRAYREF_SLOW(symbols).vec(); };
   torch::jit::Stack stack;
-  torch::jit::push(stack, input, weight, bias, numbers(stride), numbers(padding), numbers(dilation), transposed, numbers(output_padding),
-                   groups.guard_int(__FILE__, __LINE__));
+  torch::jit::push(stack, input, weight, bias, numbers(stride), numbers(padding), numbers(dilation), transposed,
+                   numbers(output_padding), groups.guard_int(__FILE__, __LINE__));
   run_on_host(op, &stack);
   return stack.back().toTensor();
 }
 
 // Attention by the kernel that the CPU would choose, for results that are equal to the last bit.
-inline int64_t choose_attention(const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask, double dropout,
-                                bool causal, std::optional<double> scale, bool grouped) {
+inline int64_t choose_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                const std::optional<Tensor>& mask, double dropout, bool causal,
+                                std::optional<double> scale, bool grouped) {
   Aliases aliases(false);
   const auto host_mask = mask ? std::optional<Tensor>(aliases.to_host(*mask)) : std::nullopt;
-  return at::_fused_sdp_choice(aliases.to_host(query), aliases.to_host(key), aliases.to_host(value), host_mask, dropout, causal, scale, grouped);
+  return at::_fused_sdp_choice(aliases.to_host(query), aliases.to_host(key), aliases.to_host(value), host_mask, dropout,
+                               causal, scale, grouped);
 }
 
 }  // namespace simdev

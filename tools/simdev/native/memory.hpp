@@ -8,12 +8,12 @@ namespace simdev {
 struct Block {
   void* address;
   size_t requested;
-  size_t size;   // rounded up
-  int device;    // or kHost: pinned
-  Stream* home;  // the stream it was allocated on; none for pinned memory
-  c10::Storage owner{};                      // of memory that an operator of the CPU allocated; else it is ours to free
+  size_t size;           // rounded up
+  int device;            // or kHost: pinned
+  Stream* home;          // the stream it was allocated on; none for pinned memory
+  c10::Storage owner{};  // of memory that an operator of the CPU allocated; else it is ours to free
   History history{};
-  std::set<size_t> recorded{};               // streams named by record_stream
+  std::set<size_t> recorded{};                          // streams named by record_stream
   std::vector<std::pair<Stream*, uint64_t>> pending{};  // queued copies that read or write it
 
   std::string describe() const { return c10::str("a ", size, "-byte block on ", device_name(device)); }
@@ -57,8 +57,9 @@ inline void refuse_if_full(int device, size_t size) {
   Account& a = account(device);
   if (a.fits(size)) return;
   a.refusals++;
-  const auto message = c10::str("simdev out of memory. Tried to allocate ", size, " bytes on ", device_name(device), ", which has a capacity of ",
-                                a.capacity, " bytes, of which ", a.capacity - std::min(a.used, a.capacity), " are free.");
+  const auto message = c10::str("simdev out of memory. Tried to allocate ", size, " bytes on ", device_name(device),
+                                ", which has a capacity of ", a.capacity, " bytes, of which ",
+                                a.capacity - std::min(a.used, a.capacity), " are free.");
   // A driver that refuses to pin answers with a plain runtime error.
   TORCH_CHECK(device != kHost, message);
   TORCH_CHECK_WITH(OutOfMemoryError, false, message);
@@ -67,10 +68,12 @@ inline void refuse_if_full(int device, size_t size) {
 // What is never ordered after another stream's use of a block may still be running when the block is handed out again.
 inline void check_release(const Block& b) {
   if (settings().races == Races::kIgnore || b.device == kHost) return;
-  const Access* a = b.history.unfinished(b.home->clock, [&](const Access& x) { return x.stream == b.home->number || b.recorded.count(x.stream); });
+  const Access* a = b.history.unfinished(
+      b.home->clock, [&](const Access& x) { return x.stream == b.home->number || b.recorded.count(x.stream); });
   // Only written down, also in the mode that raises: an exception in a destructor would end the process.
-  if (a) violations().push_back(c10::str(b.describe(), ", allocated on ", b.home->name(), ", is freed while ", a->describe(),
-                                         " may still use it; call record_stream, or wait for it first"));
+  if (a)
+    violations().push_back(c10::str(b.describe(), ", allocated on ", b.home->name(), ", is freed while ", a->describe(),
+                                    " may still use it; call record_stream, or wait for it first"));
 }
 
 inline void release(void* context) {
@@ -86,7 +89,9 @@ inline void release(void* context) {
 }
 
 inline c10::DataPtr data_pointer(Block* b, Device device) { return {b ? b->address : nullptr, b, &release, device}; }
-inline Device torch_device(int device) { return device == kHost ? Device(c10::kCPU) : Device(kDeviceType, DeviceIndex(device)); }
+inline Device torch_device(int device) {
+  return device == kHost ? Device(c10::kCPU) : Device(kDeviceType, DeviceIndex(device));
+}
 
 inline c10::DataPtr allocate(int device, size_t request) {
   Lock lock;
@@ -94,7 +99,8 @@ inline c10::DataPtr allocate(int device, size_t request) {
   const size_t size = round_up(request);
   refuse_if_full(device, size);
   void* address = std::aligned_alloc(kAllocationUnit, size);
-  TORCH_CHECK(address, "simdev: this machine has no ", size, " bytes for ", device_name(device), "; use a smaller model, or config(dry=True)");
+  TORCH_CHECK(address, "simdev: this machine has no ", size, " bytes for ", device_name(device),
+              "; use a smaller model, or config(dry=True)");
   // All ones read as NaN in every floating type, so that a result which used memory before it was written shows it.
   if (device != kHost && settings().poison && !settings().dry) std::memset(address, 0xFF, size);
   auto* b = new Block{address, request, size, device, device == kHost ? nullptr : &current_stream(device)};
@@ -109,7 +115,8 @@ inline c10::DataPtr adopt(int device, const c10::Storage& result, const Operatio
   const size_t size = round_up(result.nbytes());
   refuse_if_full(device, size);
   account(device).add(size, result.nbytes());
-  return data_pointer(new Block{const_cast<void*>(result.data()), result.nbytes(), size, device, &op.stream, result}, torch_device(device));
+  return data_pointer(new Block{const_cast<void*>(result.data()), result.nbytes(), size, device, &op.stream, result},
+                      torch_device(device));
 }
 
 inline Block* block_of(const c10::DataPtr& data) {

@@ -27,7 +27,9 @@ struct Access {
   const std::string* name;
 
   bool before(const VectorClock& clock) const { return clock.at(stream) >= tick; }
-  std::string describe() const { return c10::str(*name, " on ", table().by_number[stream]->name(), write ? " (write)" : " (read)"); }
+  std::string describe() const {
+    return c10::str(*name, " on ", table().by_number[stream]->name(), write ? " (write)" : " (read)");
+  }
 };
 
 struct Violations {
@@ -38,13 +40,14 @@ inline std::vector<std::string>& violations() { return immortal<Violations>().se
 // The accesses of one block that a later one may still conflict with.
 class History {
  public:
-  // Check an access against the earlier ones, then keep it. `block` is the subject of a report: "a 512-byte block on ...".
+  // Check an access against the earlier ones, then keep it. `block` is the subject of a report: "a 512-byte block on
+  // ...".
   void add(const Operation& op, ByteRange range, bool write, const std::function<std::string()>& block) {
     for (const Access& a : accesses_) {
       if (a.stream == op.stream.number || !conflict(a, range, write) || a.before(op.stream.clock)) continue;
-      violations().push_back(c10::str(*op.name, " on ", op.stream.name(), write ? " writes" : " reads", " bytes [", range.begin, ", ", range.end,
-                                      ") of ", block(), ", and nothing orders it after ", a.describe(),
-                                      "; let the stream wait for an event recorded after that"));
+      violations().push_back(c10::str(*op.name, " on ", op.stream.name(), write ? " writes" : " reads", " bytes [",
+                                      range.begin, ", ", range.end, ") of ", block(), ", and nothing orders it after ",
+                                      a.describe(), "; let the stream wait for an event recorded after that"));
       TORCH_CHECK(settings().races != Races::kRaise, "simdev race: ", violations().back());
     }
     // Whoever is ordered after this access is ordered after those that it covers and follows: they need no keeping.
@@ -66,15 +69,18 @@ class History {
     int found = 0;
     for (const Access& a : accesses_) {
       if (!conflict(a, range, write) || a.before(table().host)) continue;
-      violations().push_back(c10::str("the host (", what, write ? ") writes" : ") reads", " pinned bytes [", range.begin, ", ", range.end,
-                                      "), and nothing orders it after ", a.describe(), "; let the host wait for an event recorded after that"));
+      violations().push_back(c10::str("the host (", what, write ? ") writes" : ") reads", " pinned bytes [",
+                                      range.begin, ", ", range.end, "), and nothing orders it after ", a.describe(),
+                                      "; let the host wait for an event recorded after that"));
       found++;
     }
     return found;
   }
 
  private:
-  static bool conflict(const Access& a, const ByteRange& range, bool write) { return (a.write || write) && a.range.overlaps(range); }
+  static bool conflict(const Access& a, const ByteRange& range, bool write) {
+    return (a.write || write) && a.range.overlaps(range);
+  }
 
   std::vector<Access> accesses_;
 };

@@ -62,7 +62,8 @@ inline void drain(Stream& s, uint64_t position) {
   // The task was recorded below autograd and Python's modes, and must run there, whoever needs it now.
   c10::impl::ExcludeDispatchKeyGuard below(
       c10::autograd_dispatch_keyset |
-      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::ADInplaceOrView}));
+      c10::DispatchKeySet(
+          {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::ADInplaceOrView}));
   while (s.done < position) {
     Task task = std::move(s.queue.front());
     s.queue.pop_front();

@@ -5,39 +5,50 @@
 
 namespace simdev {
 
-inline int check_options(std::optional<at::Layout> layout, std::optional<Device> device, std::optional<bool> pin_memory) {
-  TORCH_CHECK(c10::layout_or_default(layout) == c10::Layout::Strided, "simdev: only strided tensors; ", *layout, " is not simulated");
-  TORCH_CHECK(!c10::pinned_memory_or_default(pin_memory), "simdev: pinned memory is host memory; ask for it with device='cpu'");
+inline int check_options(std::optional<at::Layout> layout, std::optional<Device> device,
+                         std::optional<bool> pin_memory) {
+  TORCH_CHECK(c10::layout_or_default(layout) == c10::Layout::Strided, "simdev: only strided tensors; ", *layout,
+              " is not simulated");
+  TORCH_CHECK(!c10::pinned_memory_or_default(pin_memory),
+              "simdev: pinned memory is host memory; ask for it with device='cpu'");
   const auto d = c10::device_or_default(device);
   return d.has_index() ? d.index() : current_device;
 }
 
 constexpr auto kKeys = c10::DispatchKeySet(c10::DispatchKey::PrivateUse1);
 
-inline Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> type, std::optional<at::Layout> layout, std::optional<Device> device,
-                    std::optional<bool> pin_memory, std::optional<at::MemoryFormat> format) {
+inline Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> type, std::optional<at::Layout> layout,
+                    std::optional<Device> device, std::optional<bool> pin_memory,
+                    std::optional<at::MemoryFormat> format) {
   const c10::DeviceGuard guard(torch_device(check_options(layout, device, pin_memory)));
   return at::detail::empty_generic(size, &immortal<DeviceAllocator>(), kKeys, c10::dtype_or_default(type), format);
 }
 
-inline Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> type, std::optional<at::Layout> layout,
-                            std::optional<Device> device, std::optional<bool> pin_memory) {
+inline Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> type,
+                            std::optional<at::Layout> layout, std::optional<Device> device,
+                            std::optional<bool> pin_memory) {
   const c10::DeviceGuard guard(torch_device(check_options(layout, device, pin_memory)));
-  return at::detail::empty_strided_generic(size, stride, &immortal<DeviceAllocator>(), kKeys, c10::dtype_or_default(type));
+  return at::detail::empty_strided_generic(size, stride, &immortal<DeviceAllocator>(), kKeys,
+                                           c10::dtype_or_default(type));
 }
 
-inline Tensor as_strided(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<c10::SymInt> offset) {
+inline Tensor as_strided(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
+                         std::optional<c10::SymInt> offset) {
   const auto at = offset ? std::optional<int64_t>(offset->guard_int(__FILE__, __LINE__)) : std::nullopt;
   return at::native::as_strided_tensorimpl(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), at);
 }
 
-inline Tensor view(const Tensor& self, c10::SymIntArrayRef size) { return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size)); }
+inline Tensor view(const Tensor& self, c10::SymIntArrayRef size) {
+  return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size));
+}
 
 inline Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
   return at::native::_reshape_alias(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
 }
 
-inline Tensor unfold(const Tensor& self, int64_t dimension, int64_t size, int64_t step) { return at::native::unfold(self, dimension, size, step); }
+inline Tensor unfold(const Tensor& self, int64_t dimension, int64_t size, int64_t step) {
+  return at::native::unfold(self, dimension, size, step);
+}
 
 inline const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat> format) {
   return at::native::resize_(self, C10_AS_INTARRAYREF_SLOW(size), format);
@@ -45,15 +56,19 @@ inline const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, std::
 
 inline Tensor& set_tensor(Tensor& self, const Tensor& source) { return at::native::set_tensor_(self, source); }
 inline Tensor& set_storage(Tensor& self, at::Storage source) { return at::native::set_(self, source); }
-inline Tensor& set_storage_with_layout(Tensor& self, at::Storage source, c10::SymInt offset, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+inline Tensor& set_storage_with_layout(Tensor& self, at::Storage source, c10::SymInt offset, c10::SymIntArrayRef size,
+                                       c10::SymIntArrayRef stride) {
   const auto sizes = C10_AS_INTARRAYREF_SLOW(size), strides = C10_AS_INTARRAYREF_SLOW(stride);
   const auto contiguous = c10::contiguous_strides(sizes);
   self.unsafeGetTensorImpl()->set_storage_keep_dtype(std::move(source));
-  self.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides.size() == sizes.size() ? strides : c10::IntArrayRef(contiguous),
-                                                    offset.guard_int(__FILE__, __LINE__));
+  self.unsafeGetTensorImpl()->set_sizes_and_strides(
+      sizes, strides.size() == sizes.size() ? strides : c10::IntArrayRef(contiguous),
+      offset.guard_int(__FILE__, __LINE__));
   return self;
 }
 
-inline void record_stream(Tensor& self, c10::Stream s) { immortal<DeviceAllocator>().recordStream(self.storage().data_ptr(), s); }
+inline void record_stream(Tensor& self, c10::Stream s) {
+  immortal<DeviceAllocator>().recordStream(self.storage().data_ptr(), s);
+}
 
 }  // namespace simdev
