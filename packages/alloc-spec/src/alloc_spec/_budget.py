@@ -1,0 +1,112 @@
+"""The result: how many bytes of the model each device holds, in order along the model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from alloc_spec._amounts import check_size
+from alloc_spec._errors import AllocValueError
+from alloc_spec._model import check_device
+from alloc_spec._sizes import human_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Integer bytes of a model on each device.
+
+    `resolve` makes one from a specification; planners and tests may make one by hand.
+
+    Attributes:
+        order: the devices in order along the model, those with 0 bytes included.
+        amounts: bytes on each device of `order`.
+        compute_device: where the model computes, or None where nobody said.
+        warnings: what the user should know though it works.
+        auto_devices: devices whose amount was `auto`, filled conservatively; a planner may shrink or grow them.
+
+    Raises:
+        AllocValueError: a device twice or without an amount, a negative amount, a name that is not canonical.
+
+    >>> budget = Budget(order=("cuda:0", "cpu"), amounts={"cuda:0": 3 * 2**30, "cpu": 2**30}, compute_device="cuda:0")
+    >>> budget.model_bytes, budget.bytes_for("cuda:1")
+    (4294967296, 0)
+    """
+
+    order: tuple[str, ...]
+    amounts: Mapping[str, int] = field(hash=False)
+    compute_device: str | None = None
+    warnings: tuple[str, ...] = ()
+    auto_devices: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", tuple(self.order))
+        object.__setattr__(
+            self, "amounts", MappingProxyType({name: self.amounts[name] for name in self._checked_order()})
+        )
+        object.__setattr__(self, "warnings", tuple(self.warnings))
+        object.__setattr__(self, "auto_devices", frozenset(self.auto_devices))
+        for name, size_bytes in self.amounts.items():
+            check_size(f"amounts[{name!r}]", size_bytes)
+        if self.compute_device is not None:
+            check_device("compute_device", self.compute_device)
+        if not self.auto_devices <= set(self.order):
+            raise AllocValueError("auto_devices", sorted(self.auto_devices), "name only devices of `order`")
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the model, which is the sum of the amounts."""
+        return sum(self.amounts.values())
+
+    def bytes_for(self, device: str) -> int:
+        """Bytes on a device; 0 for a device that the budget does not name."""
+        return self.amounts.get(device, 0)
+
+    def as_dict(self) -> dict[str, int]:
+        """Device and bytes, in order along the model."""
+        return dict(self.amounts)
+
+    def explain(self) -> str:
+        """Table of the amounts in order along the model, followed by the warnings.
+
+        >>> print(Budget(order=("cuda:0", "cpu"), amounts={"cuda:0": 3 * 2**30, "cpu": 2**30}).explain())
+        model of 4 GiB (4294967296 bytes), in order along the model:
+          cuda:0     3 GiB   75.0 %    3221225472 bytes
+          cpu        1 GiB   25.0 %    1073741824 bytes
+        """
+        total = self.model_bytes
+        name_width = max((len(name) for name in self.order), default=0)
+        lines = [f"model of {human_size(total)} ({total} bytes), in order along the model:"]
+        for name, size_bytes in self.amounts.items():
+            percent = 100 * size_bytes / total if total else 0.0
+            notes = [note for note, holds in self._notes(name) if holds]
+            line = f"  {name:<{name_width}}  {human_size(size_bytes):>8}  {percent:5.1f} %  {size_bytes:>12} bytes"
+            lines.append(f"{line}  ({', '.join(notes)})" if notes else line)
+        lines.extend(f"warning: {warning}" for warning in self.warnings)
+        return "\n".join(lines)
+
+    def _notes(self, name: str) -> tuple[tuple[str, bool], ...]:
+        return ("computes", name == self.compute_device), ("auto", name in self.auto_devices)
+
+    def _checked_order(self) -> tuple[str, ...]:
+        for name in self.order:
+            check_device("order", name)
+        if len(set(self.order)) != len(self.order):
+            raise AllocValueError("order", self.order, "name each device once")
+        if set(self.order) != set(self.amounts):
+            reason = f"give an amount for each of {', '.join(self.order) or 'no devices'}, and for no other"
+            raise AllocValueError("amounts", dict(self.amounts), reason)
+        return self.order
+
+    def __reduce__(self) -> tuple[Callable[..., "Budget"], tuple[object, ...]]:
+        return _rebuild, (self.order, self.as_dict(), self.compute_device, self.warnings, self.auto_devices)
+
+
+def _rebuild(
+    order: tuple[str, ...],
+    amounts: dict[str, int],
+    compute_device: str | None,
+    warnings: tuple[str, ...],
+    auto_devices: frozenset[str],
+) -> Budget:
+    return Budget(
+        order=order, amounts=amounts, compute_device=compute_device, warnings=warnings, auto_devices=auto_devices
+    )

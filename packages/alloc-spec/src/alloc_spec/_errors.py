@@ -1,0 +1,251 @@
+"""The error tree: every complaint names the thing, the reason and the remedy, and carries its data.
+
+    AllocSpecError
+    ├── AllocSyntaxError          the text cannot be read; shown with a caret
+    │   └── AllocRuleError        the text can be read but contradicts itself
+    ├── AllocValueError           a value handed over by code cannot exist
+    └── AllocResolveError         the specification does not go with this model and these devices
+        ├── UnknownDeviceError
+        ├── ComputeDeviceError
+        └── NoSpaceError          names an allocation that fits, if there is one
+            ├── ExceedsModelError
+            ├── NoRoomError
+            └── NoHomeError
+
+All of them can be pickled, so that they cross process borders unchanged.
+"""
+
+import unicodedata
+from typing import Self
+
+from alloc_spec._sizes import human_size
+
+_EXCERPT_CHARACTERS = 100
+
+
+class AllocSpecError(ValueError):
+    """Root of all errors of this package."""
+
+
+class AllocSyntaxError(AllocSpecError):
+    """A text that is not an allocation.
+
+    Attributes:
+        message: what was expected and what was found.
+        source: the text as it was given.
+        span: first character and end of the offending part, `0 <= start <= end <= len(source)`.
+        hint: what to do about it, or None.
+        suggestion: the source corrected so that it can be read, or None where no small edit helps.
+
+    >>> print(AllocSyntaxError("expected ',', found '='", "cuda:0=4gb", (6, 7), "write ','"))
+    expected ',', found '='
+        cuda:0=4gb
+              ^
+    write ','
+    """
+
+    def __init__(
+        self, message: str, source: str, span: tuple[int, int], hint: str | None = None, suggestion: str | None = None
+    ) -> None:
+        super().__init__(message, source, span, hint, suggestion)
+        self.message = message
+        self.source = source
+        self.span = span
+        self.hint = hint
+        self.suggestion = suggestion
+
+    def __str__(self) -> str:
+        lines = [self.message, *_excerpt(self.source, self.span)]
+        if self.hint is not None:
+            lines.append(self.hint)
+        return "\n".join(lines)
+
+
+class AllocRuleError(AllocSyntaxError):
+    """A text that can be read and contradicts itself: a device named twice, two wildcards, a fraction above 1."""
+
+
+class AllocValueError(AllocSpecError):
+    """A value handed over by code that cannot exist.
+
+    Attributes:
+        field: what the value was meant for.
+        value: the value.
+        reason: what is wrong with it and what would be right.
+    """
+
+    def __init__(self, field: str, value: object, reason: str) -> None:
+        super().__init__(field, value, reason)
+        self.field = field
+        self.value = value
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value!r}: {self.reason}"
+
+
+class AllocResolveError(AllocSpecError):
+    """A specification that does not go with this model and these devices."""
+
+
+class UnknownDeviceError(AllocResolveError):
+    """A device that this machine does not have.
+
+    Attributes:
+        device: the name asked for.
+        known: the names there are, in the order given to `resolve`.
+        nearest: the known name most like it, or None.
+        reason: why the device is needed.
+    """
+
+    def __init__(self, device: str, known: tuple[str, ...], nearest: str | None, reason: str) -> None:
+        super().__init__(device, known, nearest, reason)
+        self.device = device
+        self.known = known
+        self.nearest = nearest
+        self.reason = reason
+
+    def __str__(self) -> str:
+        there_are = f"there are {', '.join(self.known)}" if self.known else "no devices were given"
+        question = f' - did you mean "{self.nearest}"?' if self.nearest is not None else ""
+        return f'no device "{self.device}" here ({self.reason}); {there_are}{question}'
+
+
+class ComputeDeviceError(AllocResolveError):
+    """Two different compute devices were named.
+
+    Attributes:
+        in_spec: the one inside the specification.
+        given: the one passed to `resolve`.
+    """
+
+    def __init__(self, in_spec: str, given: str) -> None:
+        super().__init__(in_spec, given)
+        self.in_spec = in_spec
+        self.given = given
+
+    def __str__(self) -> str:
+        return (
+            f'the allocation computes on "{self.in_spec}" but compute_device="{self.given}" was passed; '
+            "name the same device in both, or pass none"
+        )
+
+
+class NoSpaceError(AllocResolveError):
+    """The bytes do not fit as asked; root of the three errors that can name an allocation which fits.
+
+    Attributes:
+        suggestion: an allocation that resolves on these devices, or None.
+    """
+
+    suggestion: str | None = None
+
+    def with_suggestion(self, suggestion: str | None) -> Self:
+        """Return a copy that names an allocation which fits."""
+        *data, _ = self.args
+        return type(self)(*data, suggestion)
+
+    def _with_remedy(self, problem: str, otherwise: str) -> str:
+        return f'{problem}\nthis would fit: "{self.suggestion}"' if self.suggestion else f"{problem}\n{otherwise}"
+
+
+class ExceedsModelError(NoSpaceError):
+    """More was to be moved by the simple controls than the model has.
+
+    Attributes:
+        asked_bytes: what was to be moved.
+        model_bytes: size of the model.
+        suggestion: an allocation that resolves on these devices, or None.
+    """
+
+    def __init__(self, asked_bytes: int, model_bytes: int, suggestion: str | None = None) -> None:
+        super().__init__(asked_bytes, model_bytes, suggestion)
+        self.asked_bytes = asked_bytes
+        self.model_bytes = model_bytes
+        self.suggestion = suggestion
+
+    def __str__(self) -> str:
+        return self._with_remedy(
+            f"{_exact(self.asked_bytes)} are to be moved, but the model has only {_exact(self.model_bytes)}",
+            "move at most the size of the model, and name donors with room for it",
+        )
+
+
+class NoRoomError(NoSpaceError):
+    """Devices are to hold more than their room, which is free memory less reserve.
+
+    Attributes:
+        devices: the devices, together.
+        wanted_bytes: what they are to hold.
+        room_bytes: what they have room for.
+        suggestion: an allocation that resolves on these devices, or None.
+    """
+
+    def __init__(
+        self, devices: tuple[str, ...], wanted_bytes: int, room_bytes: int, suggestion: str | None = None
+    ) -> None:
+        super().__init__(devices, wanted_bytes, room_bytes, suggestion)
+        self.devices = devices
+        self.wanted_bytes = wanted_bytes
+        self.room_bytes = room_bytes
+        self.suggestion = suggestion
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes beyond the room."""
+        return self.wanted_bytes - self.room_bytes
+
+    def __str__(self) -> str:
+        return self._with_remedy(
+            f"{' and '.join(self.devices)} would hold {human_size(self.wanted_bytes)} but "
+            f"{'has' if len(self.devices) == 1 else 'have'} room for {human_size(self.room_bytes)} "
+            f"(free memory less reserve): {_exact(self.missing_bytes)} are missing",
+            "free memory, lower the reserve, add a device, or use a smaller model",
+        )
+
+
+class NoHomeError(NoSpaceError):
+    """A part of the model that the allocation puts nowhere.
+
+    Attributes:
+        missing_bytes: the part without a home.
+        model_bytes: size of the model.
+        amounts: device and bytes of what did find a home, in order.
+        suggestion: an allocation that resolves on these devices, or None.
+    """
+
+    def __init__(
+        self, missing_bytes: int, model_bytes: int, amounts: tuple[tuple[str, int], ...], suggestion: str | None = None
+    ) -> None:
+        super().__init__(missing_bytes, model_bytes, amounts, suggestion)
+        self.missing_bytes = missing_bytes
+        self.model_bytes = model_bytes
+        self.amounts = amounts
+        self.suggestion = suggestion
+
+    def __str__(self) -> str:
+        placed = ", ".join(f"{device} {human_size(size_bytes)}" for device, size_bytes in self.amounts)
+        return self._with_remedy(
+            f"{_exact(self.missing_bytes)} of a model of {human_size(self.model_bytes)} have no home ({placed})",
+            "no device has room for them: free memory, add a device, or use a smaller model",
+        )
+
+
+def _exact(size_bytes: int) -> str:
+    return f"{human_size(size_bytes)} ({size_bytes} bytes)"
+
+
+def _excerpt(source: str, span: tuple[int, int]) -> tuple[str, str]:
+    start, end = span
+    left = max(0, min(start - _EXCERPT_CHARACTERS // 2, len(source) - _EXCERPT_CHARACTERS))
+    right = min(len(source), left + _EXCERPT_CHARACTERS)
+    before = "..." if left else ""
+    after = "..." if right < len(source) else ""
+    shown = "".join(character if character.isprintable() else " " for character in source[left:right])
+    indent = len(before) + _columns(shown[: start - left])
+    carets = max(1, _columns(shown[start - left : end - left]))
+    return f"    {before}{shown}{after}", f"    {' ' * indent}{'^' * carets}"
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

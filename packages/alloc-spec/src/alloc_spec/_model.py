@@ -1,0 +1,192 @@
+"""The typed result of reading an allocation: entries in the user's order, and what may not stand together."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from typing import Final, Literal, NamedTuple
+
+from alloc_spec._amounts import Amount, Bytes, DeviceFraction, Donated, Percent, Rest
+from alloc_spec._errors import AllocValueError
+from alloc_spec._sizes import GIB, write_number
+
+_DEVICE_NAME: Final = re.compile(r"[a-z][a-z0-9_]*(?::(?:0|[1-9][0-9]*))?")
+
+
+class Dialect(StrEnum):
+    """The dialect that a specification is written in; it follows from the kinds of its amounts."""
+
+    BYTES = "bytes"
+    RATIO = "ratio"
+    FRACTION = "fraction"
+    MIXED = "mixed"
+    CONTROLS = "controls"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One device and what it is to hold.
+
+    Attributes:
+        device: canonical name, `type` or `type:index` in lower case.
+        amount: what it is to hold.
+    """
+
+    device: str
+    amount: Amount
+
+    def __post_init__(self) -> None:
+        check_device("device", self.device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationSpec:
+    """What the user asked for, independent of any model and machine.
+
+    `str(spec)` is the canonical text, and `parse(str(spec)) == spec`.
+
+    Attributes:
+        entries: in the user's order, which is the order along the model.
+        compute_device: where the model computes, if the controls or the wire string said so.
+        source: the text it was read from; ignored by `==`.
+
+    Raises:
+        AllocValueError: the entries contradict each other.
+    """
+
+    entries: tuple[Entry, ...]
+    compute_device: str | None = None
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise AllocValueError("entries", self.entries, "an allocation has at least one entry")
+        if self.compute_device is not None:
+            check_device("compute_device", self.compute_device)
+        conflict = find_conflict(self.entries)
+        if conflict is not None:
+            raise AllocValueError("entries", self.devices, f"{conflict.message}; {conflict.hint}")
+        if self.dialect is Dialect.CONTROLS:
+            self._check_controls()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of the devices in the user's order."""
+        return tuple(entry.device for entry in self.entries)
+
+    @property
+    def dialect(self) -> Dialect:
+        """Dialect of the text; a wildcard belongs to every dialect but turns percentages into shares of the model."""
+        kinds: set[type[object]] = {type(entry.amount) for entry in self.entries}
+        if Donated in kinds:
+            return Dialect.CONTROLS
+        if kinds == {Percent}:
+            return Dialect.RATIO
+        if DeviceFraction in kinds and kinds <= {DeviceFraction, Rest}:
+            return Dialect.FRACTION
+        return Dialect.BYTES if kinds <= {Bytes, Rest} else Dialect.MIXED
+
+    def __str__(self) -> str:
+        if isinstance(self.entries[-1].amount, Donated):
+            gigabytes = write_number(self.entries[-1].amount.total_bytes, GIB)
+            return f"#{self.compute_device};{gigabytes};{','.join(self.devices[1:])}"
+        text = ";".join(f"{entry.device},{entry.amount}" for entry in self.entries)
+        return text if self.compute_device is None else f"{text}#{self.compute_device}"
+
+    def _check_controls(self) -> None:
+        amounts = {entry.amount for entry in self.entries[1:]}
+        share = next(iter(amounts)) if len(amounts) == 1 else None
+        compute = self.compute_device
+        if (
+            compute is None
+            or not isinstance(share, Donated)
+            or self.entries != controls_entries(compute, share.total_bytes, self.devices[1:])
+        ):
+            reason = (
+                "controls are the compute device with Rest(), then donors that share one Donated(); use from_controls"
+            )
+            raise AllocValueError("entries", self.entries, reason)
+
+
+def controls_entries(compute_device: str, moved_bytes: int, donors: Sequence[str]) -> tuple[Entry, ...]:
+    """Express simple controls as entries: the compute device keeps the rest of what the donors share."""
+    share = Donated(total_bytes=moved_bytes)
+    return (
+        Entry(device=compute_device, amount=Rest()),
+        *(Entry(device=donor, amount=share) for donor in donors),
+    )
+
+
+class Conflict(NamedTuple):
+    """Two things that may not stand together.
+
+    Attributes:
+        entry_index: the entry at which it shows.
+        part: the half of the entry that is at fault.
+        message: what is wrong.
+        hint: what would be right.
+    """
+
+    entry_index: int
+    part: Literal["device", "amount"]
+    message: str
+    hint: str
+
+
+def find_conflict(entries: Sequence[Entry]) -> Conflict | None:
+    """Find the first contradiction between entries that needs no knowledge of the machine."""
+    seen: set[str] = set()
+    wildcards = 0
+    for index, entry in enumerate(entries):
+        if entry.device in seen:
+            return _twice(index, entry, computes=entry.device == entries[0].device)
+        seen.add(entry.device)
+        wildcards += isinstance(entry.amount, Rest)
+        if wildcards > 1:
+            return Conflict(
+                index, "amount", "two devices cannot both take the rest", "keep one '*' and give the other an amount"
+            )
+    return _find_percent_conflict(entries)
+
+
+def _twice(index: int, entry: Entry, *, computes: bool) -> Conflict:
+    if not isinstance(entry.amount, Donated):
+        return Conflict(index, "device", f"{entry.device} is named twice", "add its amounts up into one entry")
+    if computes:
+        message = f"{entry.device} computes and cannot be its own donor"
+        return Conflict(index, "device", message, "choose another donor, for example cpu")
+    return Conflict(index, "device", f"the donor {entry.device} is named twice", "name each donor once")
+
+
+def _find_percent_conflict(entries: Sequence[Entry]) -> Conflict | None:
+    percents = [
+        (index, entry.amount.percent) for index, entry in enumerate(entries) if isinstance(entry.amount, Percent)
+    ]
+    if not percents:
+        return None
+    if len(percents) == len(entries):
+        if any(percent for _, percent in percents):
+            return None
+        return Conflict(len(entries) - 1, "amount", "the shares add up to 0 %", "give at least one device a share")
+    total = Fraction()
+    for index, percent in percents:
+        total += Fraction(percent)
+        if total > 100:
+            return Conflict(
+                index,
+                "amount",
+                "the percentages add up to more than 100 % of the model",
+                "next to other amounts a percentage is a share of the model; lower one of them",
+            )
+    return None
+
+
+def check_device(field_name: str, name: str) -> None:
+    """Refuse what is not a canonical device name.
+
+    Raises:
+        AllocValueError: it is not.
+    """
+    if not isinstance(name, str) or _DEVICE_NAME.fullmatch(name) is None:
+        raise AllocValueError(field_name, name, 'a device name is lower-case type[:index], such as "cuda:0" or "cpu"')
