@@ -233,17 +233,23 @@ def _skip_strings(cursor: Cursor, field: str, count: int) -> None:
     # of the file makes the next unpacking fail, and the last one is checked below.
     length_at = U64.unpack_from
     buffer = cursor.buffer
-    previous = at = cursor.offset
+    at = cursor.offset
     try:
         for _ in repeat(None, count):
-            previous = at
             at += length_at(buffer, at)[0] + 8
     except (struct.error, OverflowError):
         at = cursor.size + 1
     if at > cursor.size:
-        raise cursor.fail(
-            f"{field} array",
-            previous,
-            f"the string here, one of {count}, leads past the end of the file",
-        )
+        lost = _first_lost_string(cursor)
+        raise cursor.fail(f"{field} array", lost, f"the string here, one of {count}, leads past the end of the file")
     cursor.offset = at
+
+
+def _first_lost_string(cursor: Cursor) -> int:
+    at = cursor.offset
+    while at + 8 <= cursor.size:
+        end = at + 8 + U64.unpack_from(cursor.buffer, at)[0]
+        if end > cursor.size:
+            break
+        at = end
+    return at

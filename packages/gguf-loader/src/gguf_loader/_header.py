@@ -129,7 +129,7 @@ def _version(cursor: Cursor) -> int:
     version = int(cursor.number(U32, "version"))
     if version in VERSIONS:
         return version
-    if version & 0xFFFF == 0:
+    if version and version & 0xFFFF == 0:
         raise GgufUnsupportedError(
             "a big-endian file",
             path=cursor.path,

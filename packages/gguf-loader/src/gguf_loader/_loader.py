@@ -1,0 +1,162 @@
+"""From a GGUF file to a state dict: native tensors as plain views, quantised ones packed, none of them copied."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from os import PathLike
+from typing import TypedDict
+
+import torch
+
+from ._errors import GgufKeyError, GgufTypeError
+from ._header import GgufHeader, read_header
+from ._packed import PackedTensor
+from ._reader import GgufFile, open_gguf
+
+_LOG = logging.getLogger(__name__)
+
+DIFFUSION_PREFIX = "model.diffusion_model."
+"""What single-file checkpoints put before the names of the diffusion model's tensors."""
+
+_TEXT_MARKS = ("token_embd.weight", "v.patch_embd.weight", "mm.0.weight")
+# ggml's own formats for activations within a product: no weight is ever stored in them, and nothing dequantises them.
+_ACTIVATION_TYPES = frozenset({"Q8_1", "Q8_K"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufCheckpoint:
+    """A loaded GGUF file.
+
+    Attributes:
+        header: what the file says of itself.
+        state_dict: tensors by name; `PackedTensor` where quantised. All are views of the mapped file.
+        left_out: names that were left out because others carry the prefix that was asked for.
+    """
+
+    header: GgufHeader
+    state_dict: dict[str, torch.Tensor]
+    left_out: tuple[str, ...] = ()
+
+
+class ExtraInfo(TypedDict):
+    """What `gguf_sd_loader` returns beside the state dict."""
+
+    arch_str: str | None
+    metadata: dict[str, str]
+
+
+def load_gguf(
+    path: str | PathLike[str], *, prefix: str | None = None, dtype: torch.dtype = torch.bfloat16
+) -> GgufCheckpoint:
+    """Map a GGUF file as a state dict. Nothing is copied and no weight is read before it is used.
+
+    Args:
+        path: the file.
+        prefix: where any name starts with it, it is cut off and the other names are left out.
+        dtype: what the packed tensors dequantise to unless told otherwise. Native tensors keep the dtype of the file.
+
+    Raises:
+        GgufFormatError: the file is malformed.
+        GgufUnsupportedError: the file is big-endian, of another version, or one part of a split.
+        GgufTypeError: a tensor is of a type that holds no weights (Q8_1, Q8_K) or is unknown.
+        GgufKeyError: a name without its prefix is that of another tensor.
+        OSError: the file cannot be opened or mapped.
+    """
+    file = open_gguf(path)
+    names = _names(file.header, prefix)
+    left_out = tuple(name for name in file.header.tensors if name not in names)
+    if left_out:
+        _LOG.info("%s: %d tensors without the prefix %r left out", file.header.path, len(left_out), prefix)
+    return GgufCheckpoint(
+        header=file.header,
+        state_dict={key: tensor_of(file, name, dtype) for name, key in names.items()},
+        left_out=left_out,
+    )
+
+
+def gguf_sd_loader(
+    path: str | PathLike[str], handle_prefix: str | None = DIFFUSION_PREFIX, is_text_model: bool = False
+) -> tuple[dict[str, torch.Tensor], ExtraInfo]:
+    """Load a GGUF file for a host that expects ComfyUI-GGUF's loader: the thin face of `load_gguf`.
+
+    The architecture's name is passed on and never judged: what a checkpoint is, its tensor names tell.
+
+    Args:
+        path: the file.
+        handle_prefix: prefix of the diffusion model's tensors in single-file checkpoints; None keeps all names.
+        is_text_model: whether the caller expects a text encoder or its vision projector, in llama.cpp's names.
+
+    Returns:
+        the state dict, and `arch_str` (`general.architecture`, or None) with `metadata` (every scalar as text).
+
+    Raises:
+        GgufError: as `load_gguf`.
+        GgufKeyError: the tensors are those of a text model where a diffusion model was expected, or the reverse.
+    """
+    checkpoint = load_gguf(path, prefix=handle_prefix)
+    header = checkpoint.header
+    is_text = any(mark in header.tensors for mark in _TEXT_MARKS)
+    if is_text and not is_text_model:
+        raise GgufKeyError(
+            "the tensors are those of a text encoder, not of a diffusion model",
+            path=header.path,
+            remedy="load it as a text encoder (is_text_model=True, or load_text_encoder)",
+        )
+    if is_text_model and not is_text:
+        raise GgufKeyError(
+            f"not a text encoder in llama.cpp's names: none of {', '.join(_TEXT_MARKS)} is there",
+            path=header.path,
+            remedy="load it as a diffusion model, or convert the text encoder with llama.cpp",
+        )
+    return checkpoint.state_dict, ExtraInfo(arch_str=header.architecture, metadata=header.metadata.host_view())
+
+
+def get_gguf_metadata(source: GgufHeader | str | PathLike[str], *, arrays: bool = False) -> dict[str, str]:
+    """The metadata of a GGUF file as a safetensors header would hold it: text under every key.
+
+    Strings are kept; numbers and bools become JSON text. `GgufHeader.metadata` has them typed.
+
+    Args:
+        source: a header that was read, or the path of a file.
+        arrays: also read the arrays, as JSON lists.
+
+    Raises:
+        GgufError: as `read_header`.
+    """
+    header = source if isinstance(source, GgufHeader) else read_header(source)
+    return header.metadata.host_view(arrays=arrays)
+
+
+def tensor_of(file: GgufFile, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """One tensor of a file: a plain view where torch has its type, else packed.
+
+    Raises:
+        GgufTypeError: nothing dequantises the type.
+    """
+    tensor = file.header.tensors[name]
+    if tensor.ggml_type.name in _ACTIVATION_TYPES:
+        raise GgufTypeError(
+            f"{tensor.ggml_type} is a format of activations; no weights are stored in it",
+            path=file.header.path,
+            field=f"tensor {name!r} type",
+            remedy="quantise the original checkpoint to one of the weight types, such as Q8_0",
+        )
+    if not tensor.ggml_type.is_quantized:
+        return file.native_tensor(name)
+    return PackedTensor(file.tensor_bytes(name), tensor.ggml_type, tensor.shape, dtype=dtype)
+
+
+def _names(header: GgufHeader, prefix: str | None) -> dict[str, str]:
+    if not prefix or not any(name.startswith(prefix) for name in header.tensors):
+        return {name: name for name in header.tensors}
+    names = {name: name.removeprefix(prefix) for name in header.tensors if name.startswith(prefix)}
+    for name, key in names.items():
+        if key in header.tensors:
+            raise GgufKeyError(
+                f"without its prefix it has the name of another tensor, {key!r}",
+                path=header.path,
+                field=f"tensor {name!r}",
+                remedy="load the file with the prefix that its names really have, or with none",
+            )
+    return names

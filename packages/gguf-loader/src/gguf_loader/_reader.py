@@ -1,0 +1,110 @@
+"""An open GGUF file: its header, and its tensors as views of one copy-on-write mapping."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from ._arrays import FileStamp
+from ._errors import GgufKeyError
+from ._header import GgufHeader, parse_header
+from ._tensors import TensorInfo
+
+# Linux: <bits/mman-map-flags-generic.h>; Python's mmap module names it from 3.13 on.
+_MAP_NORESERVE = 0x4000
+
+_NATIVE_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFile:
+    """A GGUF file that is mapped, not read: a page comes from the disk when a tensor over it is used.
+
+    Every process that maps the file shares its pages. The mapping is private: writing to a tensor copies the page and
+    never reaches the file. It lives as long as this object or any tensor made by it; there is nothing to close. While
+    it lives, the file must not be truncated: the operating system ends a process that reads a page which is gone.
+
+    Attributes:
+        header: what the file says of itself.
+        mapping: the bytes of the file.
+    """
+
+    header: GgufHeader
+    mapping: mmap.mmap
+
+    def tensor_bytes(self, name: str) -> torch.Tensor:
+        """The stored bytes of a tensor: 1-D uint8, a view of the mapping with a storage of its own.
+
+        Raises:
+            GgufKeyError: the file has no such tensor.
+        """
+        tensor = self._tensor(name)
+        return self._view(tensor, torch.uint8, tensor.size_bytes)
+
+    def native_tensor(self, name: str) -> torch.Tensor:
+        """A tensor whose ggml type is a torch dtype, as a view of the mapping in its own shape.
+
+        Raises:
+            GgufKeyError: the file has no such tensor, or it is quantised.
+        """
+        tensor = self._tensor(name)
+        dtype = _NATIVE_DTYPES.get(tensor.ggml_type.name)
+        if dtype is None:
+            raise GgufKeyError(
+                f"a {tensor.ggml_type} tensor has no torch dtype",
+                path=self.header.path,
+                field=f"tensor {name!r}",
+                remedy="take tensor_bytes() and dequantise them",
+            )
+        return self._view(tensor, dtype, tensor.size_bytes // dtype.itemsize).view(tensor.shape)
+
+    def _tensor(self, name: str) -> TensorInfo:
+        try:
+            return self.header.tensors[name]
+        except KeyError:
+            raise GgufKeyError("no such tensor", path=self.header.path, field=f"tensor {name!r}") from None
+
+    def _view(self, tensor: TensorInfo, dtype: torch.dtype, count: int) -> torch.Tensor:
+        # One storage a tensor, rather than slices of one: pickling or measuring a storage then sees that tensor alone.
+        # The alignment of a GGUF file (at least 8) makes every offset good for every dtype.
+        start = self.header.data_offset_bytes + tensor.offset_bytes
+        return torch.frombuffer(self.mapping, dtype=dtype, count=count, offset=start)
+
+
+def open_gguf(path: str | PathLike[str]) -> GgufFile:
+    """Map a GGUF file and check its header; no weight is read.
+
+    Raises:
+        GgufError: as `read_header`.
+        OSError: the file cannot be opened or mapped.
+    """
+    absolute = Path(path).absolute()
+    with absolute.open("rb") as file:
+        stamp = FileStamp.of(file.fileno())
+        if stamp.size_bytes == 0:
+            parse_header(b"", str(absolute), stamp)
+        mapping = _map_privately(file.fileno())
+    return GgufFile(parse_header(mapping, str(absolute), stamp), mapping)
+
+
+def _map_privately(descriptor: int) -> mmap.mmap:
+    if sys.platform == "linux":
+        # A plain private mapping reserves memory for a copy of the whole file, and Linux refuses that where the file is
+        # larger than RAM and swap: just the checkpoints that this project is for.
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        return mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
