@@ -1,0 +1,5 @@
+"""The `torchspan` command: one file a subcommand, each of which loads torch only when it needs it."""
+
+from comfy_nodes.cli._main import main
+
+__all__ = ["main"]

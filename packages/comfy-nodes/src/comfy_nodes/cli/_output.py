@@ -1,0 +1,73 @@
+"""How the command prints: tables in columns, sizes and times for people, progress in dots."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+def heading(text: str) -> str:
+    """A line that starts a part of the output.
+
+    >>> print(heading("Plan"))
+    <BLANKLINE>
+    == Plan ==
+    """
+    return f"\n== {text} =="
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Lay out rows under titles, the first `left` columns flush left, the others (numbers) flush right.
+
+    >>> print(table(["device", "free"], [["cuda:0", "22.5 GiB"], ["cpu", "9 GiB"]]))
+    device      free
+    ------  --------
+    cuda:0  22.5 GiB
+    cpu        9 GiB
+    """
+    widths = [max(len(row[column]) for row in (titles, *rows)) for column in range(len(titles))]
+    lines = []
+    for cells in (titles, ["-" * width for width in widths], *rows):
+        padded = (
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds with three significant digits, in the unit that a person would use.
+
+    >>> human_seconds(1.5), human_seconds(0.0782), human_seconds(2e-5), human_seconds(0)
+    ('1.50 s', '78.2 ms', '20.0 us', '0 s')
+    """
+    if seconds == 0:
+        return "0 s"
+    value, unit = (
+        (seconds, "s") if seconds >= 1 else (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "us")
+    )
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+
+
+def percent_error(predicted: float, measured: float) -> str:
+    """How far a prediction was from the measurement, as signed percent of the measurement.
+
+    >>> percent_error(1.03, 1.0), percent_error(0.5, 1.0)
+    ('+3.0 %', '-50.0 %')
+    """
+    return f"{100 * (predicted / measured - 1):+.1f} %"
+
+
+def warn(message: str) -> None:
+    """Tell the person something that is not an error, without disturbing what is piped onwards."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def dots(title: str) -> Callable[[int], None]:
+    """Print `title` and return a function that adds a dot each time it is called.
+
+    Plain characters instead of a redrawn bar: they read the same in a terminal, a log and a test.
+    """
+    print(f"{title} ", end="", flush=True)
+    return lambda step: print(".", end="", flush=True)

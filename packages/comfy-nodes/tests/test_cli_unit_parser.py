@@ -1,0 +1,169 @@
+"""Laws of the command tree: nothing disappears by accident, help teaches, wrong words are told apart from refusals."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import get_args
+
+import pytest
+
+import device_placement
+from comfy_nodes import cli
+from comfy_nodes.cli import _parser
+from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
+from comfy_nodes.cli._main import main
+
+COMMANDS = ("demo", "plan", "devices", "explain")
+
+OPTIONS = {
+    "demo": {
+        "--help", "--out", "--steps", "--blocks", "--spec", "--link", "--seed", "--no-svg", "--keep-model",
+        "--policy", "--slots",
+    },
+    "plan": {
+        "--help", "--prefix", "--spec", "--compute", "--virtual-ram-gb", "--donor", "--device", "--link", "--policy",
+        "--slots", "--compute-seconds", "--json", "--svg",
+    },
+    "devices": {"--help", "--json"},
+    "explain": {"--help", "--model-size", "--compute", "--device"},
+}  # fmt: skip
+"""Frozen: scripts of people use these words."""
+
+
+def subparsers() -> dict[str, argparse.ArgumentParser]:
+    (action,) = (action for action in _parser.build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+def help_of(command: str) -> str:
+    return subparsers()[command].format_help()
+
+
+def examples_of(text: str) -> Iterator[list[str]]:
+    """The words of each example in a help text, after `torchspan`."""
+    joined = text.replace("\\\n", " ")
+    for line in joined.splitlines():
+        if line.startswith("  torchspan "):
+            words = shlex.split(line.partition(" > ")[0])
+            yield words[1:]
+
+
+def test_the_public_face_is_main_alone() -> None:
+    assert cli.__all__ == ["main"]
+
+
+def test_the_commands_are_frozen() -> None:
+    assert tuple(subparsers()) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_options_are_frozen(command: str) -> None:
+    options = {
+        max(action.option_strings, key=len) for action in subparsers()[command]._actions if action.option_strings
+    }
+    assert options == OPTIONS[command]
+
+
+def test_the_policies_are_those_of_the_planner() -> None:
+    assert get_args(device_placement.Policy) == _parser.POLICIES
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option_and_fits_a_terminal(command: str) -> None:
+    parser = subparsers()[command]
+    assert parser.description is not None
+    assert all(len(line) <= 80 for line in parser.description.splitlines())
+    for action in parser._actions:
+        assert action.help, action.option_strings
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_in_the_help_can_be_typed(command: str) -> None:
+    examples = list(examples_of(help_of(command)))
+    assert len(examples) >= 2
+    for words in examples:
+        options = _parser.build_parser().parse_args(words)
+        assert options.name == f"torchspan {command}"
+
+
+def test_the_main_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n    {command} " in text
+    for code in (ExitCode.OK, ExitCode.REFUSED, ExitCode.USAGE):
+        assert f"\n  {code.value}  " in text
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"torchspan {version('comfy-nodes')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "COMMAND"),
+        (["plam"], "invalid choice: 'plam'"),
+        (["plan"], "FILE"),
+        (["plan", "f", "--policy", "best"], "invalid choice: 'best'"),
+        (["plan", "f", "--device", "cuda:0"], "write NAME=TOTAL"),
+        (["plan", "f", "--link", "cpu"], "write SOURCE=GBPS"),
+        (["plan", "f", "--slots", "0"], "no whole number above 0"),
+        (["plan", "f", "--compute-seconds", "0"], "no number above 0"),
+        (["plan", "f", "--json", "--svg", "x.svg"], "not allowed with"),
+        (["explain"], "SPEC"),
+        (["demo", "--steps", "none"], "no whole number above 0"),
+    ],
+)
+def test_wrong_words_end_with_2_and_a_reason(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == ExitCode.USAGE
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_a_caret_survives_the_parser(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "f", "--device", "cuda:0=24gx"])
+    assert "    cuda:0,24gx\n             ^^" in capsys.readouterr().err
+
+
+def test_only_the_named_errors_become_sentences() -> None:
+    with pytest.raises(CommandError, match="for people") as told, exits_with(ExitCode.USAGE, LookupError):
+        raise KeyError("for people")
+    assert told.value.exit_code is ExitCode.USAGE
+    with pytest.raises(ZeroDivisionError), exits_with(ExitCode.USAGE, LookupError):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["plan", "--help"], ["--version"], ["explain", "cuda:0,2gb;cpu,*"], ["plan", "f", "--slots", "x"]],
+)
+def test_light_commands_do_not_load_torch(words: list[str]) -> None:
+    program = f"""
+import sys
+from comfy_nodes.cli import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+heavy = {{"torch", "numpy", "safetensors", "block_discovery", "device_placement"}} & set(sys.modules)
+sys.exit(f"loaded {{heavy}}" if heavy else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
