@@ -16,8 +16,9 @@ from ._lanes import Lanes
 from ._scratch import ScratchPool
 from ._types import GgmlType
 
-CHUNK_WEIGHTS = 1 << 18
-"""Weights that are unpacked at a time: their float32 form and the planes of their bits share a second-level cache."""
+CHUNK_WEIGHTS = 1 << 19
+"""Weights that are unpacked at a time: enough to hide what an operation costs however small, and few enough that their
+float32 form (2 MiB) and the planes of their bits stay in a processor's cache."""
 
 SCALE_WEIGHTS = 1 << 21
 """Weights whose scale tables are made at a time: enough to hide the small operations, few enough to bound memory."""
@@ -66,7 +67,7 @@ def dequantize(
         shape: shape of the result.
         dtype: dtype of the result.
         out: contiguous tensor of that shape and dtype, on the device of `data`, to write to.
-        scratch: working memory to reuse (some 8 MiB a thread); fresh for this call when not given.
+        scratch: working memory to reuse (at most 7 MiB a thread); fresh for this call when not given.
 
     Returns:
         `out`, or a fresh tensor.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._kernel import Kernel
-from ._lanes import LOW_NIBBLES, Lanes, or_, scaled
+from ._lanes import LOW_NIBBLES, Lanes, scaled, signed, unsigned
 
 
 def _scale(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -28,15 +28,14 @@ def _scale_and_minimum(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 def _nibbles(lanes: Lanes, packed: Tensor) -> Tensor:
     """The low nibbles of each block's 16 bytes, then their high nibbles."""
-    x = lanes.gather("x", packed)
-    planes = lanes.bits("low", x, 0, LOW_NIBBLES), lanes.bits("high", x, 4, LOW_NIBBLES)
+    x = lanes.gather_lanes("x", packed)
+    planes = lanes.bits("plane0", x, 0, LOW_NIBBLES), lanes.bits("plane1", x, 4, LOW_NIBBLES)
     return lanes.interleave("q", planes, 16)
 
 
 def _spread(lanes: Lanes, packed: Tensor, bits: int, value: int) -> Tensor:
     """Each field of so many bits, lowest first, as a byte of `value` times it."""
-    table = _spread_table(bits, value, lanes.device)
-    return lanes.lookup("fields", table, lanes.integers("index", packed)).view(torch.uint8)
+    return lanes.lookup("extra", _spread_table(bits, value, lanes.device), lanes.integers("index", packed))
 
 
 @functools.cache
@@ -47,32 +46,30 @@ def _spread_table(bits: int, value: int, device: torch.device) -> Tensor:
 
 
 def _q1_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    scaled(w, _spread(lanes, b[:, 2:], 1, 2).sub_(1).view(torch.int8), scale)
+    scaled(w, signed(_spread(lanes, b[:, 2:], 1, 2), bias=1), scale)
 
 
 def _q2_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    scaled(w, _spread(lanes, b[:, 2:], 2, 1).sub_(1).view(torch.int8), scale)
+    scaled(w, signed(_spread(lanes, b[:, 2:], 2, 1), bias=1), scale)
 
 
 def _q4_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    scaled(w, _nibbles(lanes, b[:, 2:]).sub_(8).view(torch.int8), scale)
+    scaled(w, signed(_nibbles(lanes, b[:, 2:]), bias=8), scale)
 
 
 def _q4_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
-    scaled(w, _nibbles(lanes, b[:, 4:]), scale)
+    scaled(w, unsigned(_nibbles(lanes, b[:, 4:])), scale)
     w.add_(minimum)
 
 
 def _q5_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    q = _nibbles(lanes, b[:, 6:])
-    or_(q, _spread(lanes, b[:, 2:6], 1, 16))
-    scaled(w, q.sub_(16).view(torch.int8), scale)
+    q = _nibbles(lanes, b[:, 6:]).bitwise_or_(_spread(lanes, b[:, 2:6], 1, 16))
+    scaled(w, signed(q, bias=16), scale)
 
 
 def _q5_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
-    q = _nibbles(lanes, b[:, 8:])
-    or_(q, _spread(lanes, b[:, 4:8], 1, 16))
-    scaled(w, q, scale)
+    q = _nibbles(lanes, b[:, 8:]).bitwise_or_(_spread(lanes, b[:, 4:8], 1, 16))
+    scaled(w, unsigned(q), scale)
     w.add_(minimum)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._kernel import Kernel
-from ._lanes import Lanes, scaled
+from ._lanes import Lanes, scaled, signed
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The values of IQ4_NL and IQ4_XS (ggml kvalues_iq4nl)."""
@@ -24,23 +24,26 @@ E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 @functools.cache
-def _tables(values: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Values of the low and of the high codes of two bytes: int16 tables of 65,536 entries."""
+def _table(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Entries for the codes in two bytes: the values of both low codes, then those of both high codes; int32."""
     book = torch.tensor(values, dtype=torch.int8)
     pair = torch.arange(65536)
     first, second = pair & 255, pair >> 8
-    low = torch.stack([book[first & 15], book[second & 15]], 1)
-    high = torch.stack([book[first >> 4], book[second >> 4]], 1)
-    return low.view(torch.int16).view(-1).to(device), high.view(torch.int16).view(-1).to(device)
+    entries = torch.stack([book[first & 15], book[second & 15], book[first >> 4], book[second >> 4]], 1)
+    return entries.view(torch.int32).view(-1).to(device)
 
 
 def _codes(lanes: Lanes, packed: Tensor, values: tuple[int, ...], run: int) -> Tensor:
-    """The values of the low codes of `run` bytes, then of their high codes, and so on."""
-    x = lanes.gather("x", packed)
-    index = lanes.integers("index", x.view(-1).view(torch.int16)).bitwise_and_(0xFFFF)
-    low, high = _tables(values, lanes.device)
-    planes = lanes.lookup("low", low, index), lanes.lookup("high", high, index)
-    return lanes.interleave("q", planes, run).view(torch.int8)
+    """The values of the low codes of `run` bytes, then of their high codes, and so on; int8."""
+    x = lanes.gather("x", packed).view(-1)
+    index = lanes.integers("index", x.view(torch.int16)).bitwise_and_(0xFFFF)
+    both = lanes.take("extra", (index.numel(),), torch.int32)
+    torch.index_select(_table(values, lanes.device), 0, index, out=both)
+    # Narrowing keeps the low half of an entry, and is far cheaper than moving halves apart.
+    low = lanes.take("plane0", (index.numel(),), torch.int16).copy_(both)
+    high = lanes.take("plane1", (index.numel(),), torch.int16).copy_(both.bitwise_right_shift_(16))
+    planes = low.view(torch.int64), high.view(torch.int64)
+    return signed(lanes.interleave("q", planes, run))
 
 
 def _iq4_nl_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -54,9 +57,9 @@ def _iq4_nl(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
 def _iq4_xs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
     # Eight 6-bit scales: two high bits each in an int16, low nibbles in four bytes.
     shifts = torch.arange(0, 16, 2, dtype=torch.int32, device=lanes.device)
-    high = (lanes.integers("high_bits", b[:, 2:4].view(torch.int16)) >> shifts) & 3
+    high = (lanes.integers("index", b[:, 2:4].view(torch.int16)) >> shifts) & 3
     nibble_shifts = torch.tensor([0, 4], dtype=torch.int32, device=lanes.device)
-    low = (lanes.integers("low_bits", b[:, 4:8]).unsqueeze(-1) >> nibble_shifts) & 15
+    low = (lanes.integers("q", b[:, 4:8]).unsqueeze(-1) >> nibble_shifts) & 15
     scales = lanes.floats("scale", (high << 4).add_(low.view(-1, 8)).sub_(32))
     return (scales.mul_(lanes.halves("d", b[:, :2])),)
 
@@ -66,7 +69,7 @@ def _iq4_xs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
 
 
 def _scale_bytes(lanes: Lanes, packed: Tensor, table: Tensor) -> tuple[Tensor, ...]:
-    index = lanes.integers("scale_index", packed)
+    index = lanes.integers("index", packed)
     out = lanes.take("scale", (index.numel(),), torch.float32)
     return (torch.index_select(table, 0, index.view(-1), out=out).view(index.shape),)
 

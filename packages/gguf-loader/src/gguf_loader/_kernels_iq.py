@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._kernel import Kernel
-from ._lanes import Lanes, scaled
+from ._lanes import Lanes, scaled, signed
 
 
 def _grid(name: str) -> Tensor:
@@ -70,17 +70,16 @@ def _iq1_table(device: torch.device) -> Tensor:
 
 
 def _negated(points: Tensor, minus: Tensor) -> Tensor:
-    """`points` with their signs flipped where the bytes of `minus` are -1: (p ^ m) - m."""
-    flat, mask = points.view(-1), minus.view(-1)
-    flat.view(torch.int64).bitwise_xor_(mask.view(torch.int64))
-    return flat.sub_(mask)
+    """The bytes of `points`, signs flipped where the bytes of `minus` are -1, as int8: (p ^ m) - m."""
+    flipped = points.bitwise_xor_(minus)
+    return flipped.view(torch.int8).sub_(minus.view(torch.int8))
 
 
-def _fields(lanes: Lanes, name: str, source: Tensor, shifts: range, mask: int) -> Tensor:
+def _fields(lanes: Lanes, source: Tensor, shifts: range, mask: int) -> Tensor:
     """`(source >> shift) & mask` for each shift, as a last dimension, int32."""
     shift = torch.arange(shifts.start, shifts.stop, shifts.step, dtype=torch.int32, device=lanes.device)
-    wide = lanes.integers(f"{name}_source", source).unsqueeze(-1)
-    out = lanes.take(name, (*source.shape, len(shifts)), torch.int32)
+    wide = lanes.integers("source", source).unsqueeze(-1)
+    out = lanes.take("index", (*source.shape, len(shifts)), torch.int32)
     return torch.bitwise_right_shift(wide, shift, out=out).bitwise_and_(mask)
 
 
@@ -89,22 +88,22 @@ def _d(b: Tensor, lanes: Lanes, at: int = 0) -> Tensor:
 
 
 def _nibble_scales(b: Tensor, lanes: Lanes, at: int, count: int) -> Tensor:
-    nibbles = _fields(lanes, "scale_bits", b[:, at : at + count], range(0, 8, 4), 15)
+    nibbles = _fields(lanes, b[:, at : at + count], range(0, 8, 4), 15)
     return lanes.floats("scale", nibbles.view(-1, 2 * count))
 
 
 def _iq2_xxs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
-    words = lanes.gather("words", b[:, 2:66].view(torch.int16)).view(torch.int32)[:, 1::2]
+    words = lanes.gather("x", b[:, 2:66].view(torch.int16)).view(torch.int32)[:, 1::2]
     scale = lanes.floats("scale", (words >> 28) & 15)
     return (scale.add_(0.5).mul_(_d(b, lanes)).mul_(0.25),)
 
 
 def _iq2_xxs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # Groups of 32 weights: four grid bytes, then four 7-bit sign patterns and the scale in an int32.
-    words = lanes.gather("words", b[:, 2:66].view(torch.int16)).view(torch.int32).view(-1, 2)
-    index = _fields(lanes, "signs", words[:, 1], range(0, 28, 7), 127)
+    words = lanes.gather("x", b[:, 2:66].view(torch.int16)).view(torch.int32).view(-1, 2)
+    index = _fields(lanes, words[:, 1], range(0, 28, 7), 127)
     index.bitwise_left_shift_(8).bitwise_or_(words[:, :1].contiguous().view(torch.uint8))
-    scaled(w, lanes.lookup("q", _signed_table("IQ2_XXS", 8, lanes.device), index), scale)
+    scaled(w, signed(lanes.lookup("q", _signed_table("IQ2_XXS", 8, lanes.device), index)), scale)
 
 
 def _iq2_xs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -114,7 +113,7 @@ def _iq2_xs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq2_xs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # 9 bits of the point and 7 of the signs: the int16 is the index of the signed table as it stands.
     index = lanes.integers("index", b[:, 2:66].view(torch.int16)).bitwise_and_(0xFFFF)
-    scaled(w, lanes.lookup("q", _signed_table("IQ2_XS", 9, lanes.device), index), scale)
+    scaled(w, signed(lanes.lookup("q", _signed_table("IQ2_XS", 9, lanes.device), index)), scale)
 
 
 def _iq2_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -122,23 +121,23 @@ def _iq2_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 
 def _iq2_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    index = _fields(lanes, "high_bits", b[:, 66:74], range(0, 8, 2), 3).view(-1, 32)
+    index = _fields(lanes, b[:, 66:74], range(0, 8, 2), 3).view(-1, 32)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, 2:34])
     points = lanes.lookup("q", _grid_table("IQ2_S", lanes.device), index)
-    minus = lanes.lookup("minus", _minus_table(lanes.device), lanes.integers("sign_index", b[:, 34:66]))
+    minus = lanes.lookup("extra", _minus_table(lanes.device), lanes.integers("index", b[:, 34:66]))
     scaled(w, _negated(points, minus), scale)
 
 
 def _iq3_xxs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
-    words = lanes.gather("words", b[:, 66:98].view(torch.int16)).view(torch.int32)
+    words = lanes.gather("x", b[:, 66:98].view(torch.int16)).view(torch.int32)
     return (lanes.floats("scale", (words >> 28) & 15).add_(0.5).mul_(_d(b, lanes)).mul_(0.5),)
 
 
 def _iq3_xxs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     points = lanes.lookup("q", _grid_table("IQ3_XXS", lanes.device), lanes.integers("index", b[:, 2:66]))
-    words = lanes.gather("words", b[:, 66:98].view(torch.int16)).view(torch.int32)
-    signs = _fields(lanes, "signs", words, range(0, 28, 7), 127)
-    minus = lanes.lookup("minus", _minus_table_of_seven(lanes.device), signs)
+    words = lanes.gather("x", b[:, 66:98].view(torch.int16)).view(torch.int32)
+    signs = _fields(lanes, words, range(0, 28, 7), 127)
+    minus = lanes.lookup("extra", _minus_table_of_seven(lanes.device), signs)
     scaled(w, _negated(points, minus), scale)
 
 
@@ -147,15 +146,15 @@ def _iq3_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 
 def _iq3_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    index = _fields(lanes, "high_bits", b[:, 66:74], range(8), 1).view(-1, 64)
+    index = _fields(lanes, b[:, 66:74], range(8), 1).view(-1, 64)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, 2:66])
     points = lanes.lookup("q", _grid_table("IQ3_S", lanes.device), index)
-    minus = lanes.lookup("minus", _minus_table(lanes.device), lanes.integers("sign_index", b[:, 74:106]))
+    minus = lanes.lookup("extra", _minus_table(lanes.device), lanes.integers("index", b[:, 74:106]))
     scaled(w, _negated(points, minus), scale)
 
 
 def _iq1_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
-    high = lanes.integers("scale_bits", b[:, 34:50].view(torch.int16))
+    high = lanes.integers("index", b[:, 34:50].view(torch.int16))
     scale = lanes.floats("scale", (high >> 12) & 7)
     return (scale.mul_(2).add_(1).mul_(_d(b, lanes)).mul_(0.125),)
 
@@ -163,27 +162,27 @@ def _iq1_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq1_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # An int16 for 32 weights: four times 3 high bits of the point, 3 bits of scale, the sign of the delta.
     high = b[:, 34:50].view(torch.int16)
-    index = _fields(lanes, "high_bits", high, range(0, 12, 3), 7)
-    delta = lanes.integers("delta", high).bitwise_and_(0x8000).bitwise_right_shift_(4).unsqueeze(-1)
+    index = _fields(lanes, high, range(0, 12, 3), 7)
+    delta = lanes.integers("bit", high).bitwise_and_(0x8000).bitwise_right_shift_(4).unsqueeze(-1)
     index.bitwise_left_shift_(8).bitwise_or_(delta)
     index = index.view(-1, 32).bitwise_or_(b[:, 2:34])
-    scaled(w, lanes.lookup("q", _iq1_table(lanes.device), index), scale)
+    scaled(w, signed(lanes.lookup("q", _iq1_table(lanes.device), index)), scale)
 
 
 def _iq1_m_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
     # The float16 of the block is spread over the top nibbles of the four int16 of scales.
-    words = lanes.integers("scale_words", b[:, 48:56].view(torch.int16))
+    words = lanes.integers("x", b[:, 48:56].view(torch.int16))
     shifts = torch.arange(0, 16, 4, dtype=torch.int32, device=lanes.device)
     d = (((words >> 12) & 15) << shifts).sum(1, keepdim=True).to(torch.int16).view(torch.float16).float()
-    scale = lanes.floats("scale", _fields(lanes, "scale_bits", words, range(0, 12, 3), 7).view(-1, 16))
+    scale = lanes.floats("scale", _fields(lanes, words, range(0, 12, 3), 7).view(-1, 16))
     return (scale.mul_(2).add_(1).mul_(d).mul_(0.125),)
 
 
 def _iq1_m(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # A nibble for 8 weights: 3 high bits of the point and the sign of the delta, which is the index's top bits.
-    index = _fields(lanes, "high_bits", b[:, 32:48], range(0, 8, 4), 15).view(-1, 32)
+    index = _fields(lanes, b[:, 32:48], range(0, 8, 4), 15).view(-1, 32)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, :32])
-    scaled(w, lanes.lookup("q", _iq1_table(lanes.device), index), scale)
+    scaled(w, signed(lanes.lookup("q", _iq1_table(lanes.device), index)), scale)
 
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._kernel import Kernel
-from ._lanes import LOW_PAIRS, Lanes, scaled
+from ._lanes import LOW_PAIRS, Lanes, scaled, signed
 
 _EVEN_BYTES = 0x00FF00FF00FF00FF
 _EVEN_TRITS = 0x0003000300030003
@@ -28,15 +28,11 @@ def _trits(lanes: Lanes, x: Tensor, power: int) -> Tensor:
 
     Two bytes share a 16-bit lane while they are multiplied, so even and odd bytes take turns.
     """
-    fraction = lanes.take("fraction", tuple(x.shape))
-    torch.mul(x, 3**power, out=fraction)
-    wide = fraction.view(-1).view(torch.int64)
-    even = torch.bitwise_and(wide, _EVEN_BYTES, out=lanes.take("even", tuple(wide.shape), torch.int64))
+    fraction = torch.mul(x, 3**power, out=lanes.take("extra", tuple(x.shape))).view(-1).view(torch.int64)
+    even = lanes.bits("plane0", fraction, 0, _EVEN_BYTES)
     even.mul_(3).bitwise_right_shift_(8).bitwise_and_(_EVEN_TRITS)
-    out = lanes.take(f"plane{power}", tuple(x.shape))
-    odd = torch.bitwise_right_shift(wide, 8, out=out.view(-1).view(torch.int64))
-    odd.bitwise_and_(_EVEN_BYTES).mul_(3).bitwise_and_(_ODD_TRITS).bitwise_or_(even)
-    return out
+    odd = lanes.bits("plane1", fraction, 8, _EVEN_BYTES)
+    return odd.mul_(3).bitwise_and_(_ODD_TRITS).bitwise_or_(even).view(torch.uint8).view(x.shape)
 
 
 def _tq1_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
@@ -59,9 +55,9 @@ def _tq2_0_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 
 def _tq2_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    x = lanes.gather("x", b[:, :64])
+    x = lanes.gather_lanes("x", b[:, :64])
     planes = [lanes.bits(f"plane{i}", x, 2 * i, LOW_PAIRS) for i in range(4)]
-    scaled(w, lanes.interleave("q", planes, 32).sub_(1).view(torch.int8), scale)
+    scaled(w, signed(lanes.interleave("q", planes, 32), bias=1), scale)
 
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(

@@ -1,7 +1,7 @@
 """The moves that dequantisation is made of: bytes in wide lanes, planes of bits, tables of bytes.
 
 A block is a row of bytes. What makes eager torch fast on it is never to touch single bytes: mask and shift eight at a
-time as int64, put planes side by side sixteen at a time, and turn bits into bytes by a table of 8-byte entries.
+time as int64, put planes side by side sixteen at a time, and turn bits into bytes by tables whose entries hold several.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ LOW_BITS = 0x0101010101010101
 class Lanes:
     """Working buffers of one dequantisation on one device, and the moves between them.
 
-    Every method writes into a named buffer of the scratch; a name stays valid until it is used again.
+    Every method writes into a named buffer of the scratch; a name stays valid until it is used again. "Lanes" are a 1-D
+    int64 tensor of bytes, eight at a time.
     """
 
     def __init__(self, scratch: Scratch, device: torch.device) -> None:
@@ -35,12 +36,16 @@ class Lanes:
         return self._scratch.take(name, shape, dtype, self.device)
 
     def gather(self, name: str, source: Tensor) -> Tensor:
-        """The columns of `source` (rows, bytes), made contiguous."""
-        out = self.take(name, tuple(source.shape), source.dtype)
-        return out.copy_(source)
+        """The columns of `source` (rows, columns), made contiguous."""
+        return self.take(name, tuple(source.shape), source.dtype).copy_(source)
+
+    def gather_lanes(self, name: str, source: Tensor) -> Tensor:
+        """The bytes of `source` (rows, a multiple of 8), as lanes."""
+        self.gather(name, source)
+        return self.take(name, (source.numel() // 8,), torch.int64)
 
     def halves(self, name: str, source: Tensor) -> Tensor:
-        """float16 numbers that lie in the bytes of `source` (rows, 2 x numbers), as float32."""
+        """The float16 number in the two bytes of each row of `source`, as float32 (rows, 1)."""
         numbers = source.view(torch.float16)
         return self.take(name, tuple(numbers.shape), torch.float32).copy_(numbers)
 
@@ -48,68 +53,59 @@ class Lanes:
         """Integers as float32."""
         return self.take(name, tuple(source.shape), torch.float32).copy_(source)
 
-    def integers(self, name: str, source: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
-        """Integers in a wider integer dtype."""
-        return self.take(name, tuple(source.shape), dtype).copy_(source)
+    def integers(self, name: str, source: Tensor) -> Tensor:
+        """Integers as int32."""
+        return self.take(name, tuple(source.shape), torch.int32).copy_(source)
 
-    def bits(self, name: str, source: Tensor, shift: int, mask: int) -> Tensor:
-        """`(source >> shift) & mask` in lanes of 8 bytes; a negative shift goes left.
+    def bits(self, name: str, lanes: Tensor, shift: int, mask: int | None = None) -> Tensor:
+        """`(lanes >> shift) & mask` as lanes; a negative shift goes left.
 
         Args:
             name: buffer of the result.
-            source: contiguous bytes, a multiple of 8 of them.
-            shift: bits; what crosses from one byte into the next has to fall to the mask.
+            lanes: the bytes.
+            shift: bits. What crosses from one byte into the next has to fall to this mask or a later one.
             mask: the wanted bits of each of the eight bytes.
         """
-        lanes = source.view(-1).view(torch.int64)
-        out = self.take(name, tuple(source.shape))
-        wide = out.view(-1).view(torch.int64)
+        out = self.take(name, tuple(lanes.shape), torch.int64)
+        if shift == 0 and mask is not None:
+            return torch.bitwise_and(lanes, mask, out=out)
         if shift > 0:
-            torch.bitwise_right_shift(lanes, shift, out=wide)
-            wide.bitwise_and_(mask)
-        elif shift < 0:
-            torch.bitwise_left_shift(lanes, -shift, out=wide)
-            wide.bitwise_and_(mask)
+            torch.bitwise_right_shift(lanes, shift, out=out)
         else:
-            torch.bitwise_and(lanes, mask, out=wide)
-        return out
+            torch.bitwise_left_shift(lanes, -shift, out=out)
+        return out if mask is None else out.bitwise_and_(mask)
 
     def interleave(self, name: str, planes: Sequence[Tensor], run: int) -> Tensor:
         """Runs of `run` bytes, one of each plane in turn.
 
         Args:
             name: buffer of the result.
-            planes: contiguous byte tensors of the same size.
+            planes: as many lanes each.
             run: bytes; a multiple of 8.
 
         Returns:
-            uint8 of shape (runs, planes, run).
+            lanes.
         """
         wide = self._widest if run % 16 == 0 else torch.int64
-        lanes = [plane.view(-1).view(wide).view(-1, run // wide.itemsize) for plane in planes]
-        out = self.take(name, (lanes[0].shape[0], len(planes), run))
-        torch.stack(lanes, 1, out=out.view(wide))
-        return out
+        each = (planes[0].shape[0] * 8 // run, run // wide.itemsize)
+        out = self.take(name, (each[0], len(planes), each[1]), wide)
+        torch.stack([plane.view(wide).view(each) for plane in planes], 1, out=out)
+        return self.take(name, (planes[0].shape[0] * len(planes),), torch.int64)
 
     def lookup(self, name: str, table: Tensor, index: Tensor) -> Tensor:
-        """The bytes of a table of int16, int32 or int64 entries.
+        """Entries of a table of int32 or int64, whose bytes are weights.
 
         Args:
             name: buffer of the result.
-            table: 1-D; the bytes of an entry are the weights that it stands for.
-            index: contiguous int32 within the table.
+            table: 1-D.
+            index: contiguous int32 within the table; an even number of them.
 
         Returns:
-            int8 of shape (*index.shape, entry bytes).
+            lanes.
         """
         out = self.take(name, (index.numel(),), table.dtype)
         torch.index_select(table, 0, index.view(-1), out=out)
-        return out.view(torch.int8).view(*index.shape, table.dtype.itemsize)
-
-
-def or_(target: Tensor, other: Tensor) -> None:
-    """`target |= other` in lanes of 8 bytes."""
-    target.view(-1).view(torch.int64).bitwise_or_(other.view(-1).view(torch.int64))
+        return self.take(name, (index.numel() * table.dtype.itemsize // 8,), torch.int64)
 
 
 def scaled(weights: Tensor, quants: Tensor, scale: Tensor) -> None:
@@ -117,9 +113,20 @@ def scaled(weights: Tensor, quants: Tensor, scale: Tensor) -> None:
 
     Args:
         weights: contiguous float32 result.
-        quants: as many int8 or uint8.
-        scale: one factor for each of its rows' share of the weights, of any shape.
+        quants: one for each weight, in their order.
+        scale: contiguous; one factor for each of its equal shares of the weights.
     """
     runs = weights.view(scale.numel(), -1)
     runs.copy_(quants.view(runs.shape))
     runs.mul_(scale.view(-1, 1))
+
+
+def unsigned(lanes: Tensor) -> Tensor:
+    """The bytes of lanes as they are."""
+    return lanes.view(torch.uint8)
+
+
+def signed(lanes: Tensor, bias: int = 0) -> Tensor:
+    """The bytes of lanes as int8, less a bias, which is taken off in place."""
+    small = lanes.view(torch.uint8)
+    return (small.sub_(bias) if bias else small).view(torch.int8)

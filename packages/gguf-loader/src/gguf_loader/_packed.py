@@ -91,7 +91,7 @@ class PackedTensor(torch.Tensor):
             dtype: dtype of the result; that of `out`, else of this tensor, when not given.
             out: contiguous tensor of this shape, on this device, that receives the weights. A fresh result costs
                 more than the arithmetic, so whoever dequantises often keeps one.
-            scratch: working memory that outlives the call; fresh (some 8 MiB) when not given.
+            scratch: working memory that outlives the call; fresh (at most 7 MiB) when not given.
 
         Returns:
             `out`, or a fresh dense tensor of this shape.
@@ -145,7 +145,7 @@ class PackedTensor(torch.Tensor):
         return bool(self.packed.is_shared())  # type: ignore[no-untyped-call]
 
     @classmethod
-    def safe_globals(cls) -> list[Callable[..., Any]]:
+    def safe_globals(cls) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         """What `torch.load(weights_only=True)` must be allowed to call: `torch.serialization.safe_globals(...)`."""
         return [_rebuild]
 

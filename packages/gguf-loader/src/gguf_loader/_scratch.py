@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+_MOST_VIEWS = 512
+
 
 class Scratch:
     """Named buffers of one thread, grown on demand and handed out again and again.
@@ -17,17 +19,28 @@ class Scratch:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.device], torch.Tensor] = {}
+        self._views: dict[tuple[str, tuple[int, ...], torch.dtype, torch.device], torch.Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The buffer of this name as an uninitialised contiguous tensor."""
-        size_bytes = math.prod(shape) * dtype.itemsize
+        key = (name, shape, dtype, device)
+        view = self._views.get(key)
+        if view is None:
+            # Buffers born in inference mode could not be written outside of it later.
+            with torch.inference_mode(False):
+                view = self._buffer(name, math.prod(shape) * dtype.itemsize, device).view(dtype).view(shape)
+            self._views[key] = view
+        return view
+
+    def _buffer(self, name: str, size_bytes: int, device: torch.device) -> torch.Tensor:
         held = self._buffers.get((name, device))
         if held is None or held.numel() < size_bytes:
-            # A buffer born in inference mode could not be written outside of it later.
-            with torch.inference_mode(False):
-                held = torch.empty(size_bytes, dtype=torch.uint8, device=device)
-            self._buffers[name, device] = held
-        return held[:size_bytes].view(dtype).view(shape)
+            # Views are kept because making three a step costs as much as the step; they would keep the old buffer too.
+            self._views.clear()
+            held = self._buffers[name, device] = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        elif len(self._views) >= _MOST_VIEWS:
+            self._views.clear()
+        return held[:size_bytes]
 
     @property
     def size_bytes(self) -> int:
