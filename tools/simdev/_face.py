@@ -70,7 +70,7 @@ class Counters:
     Attributes:
         host_syncs: how often the host waited for a device since `reset`: synchronize, blocking copies, `item()`.
         kernels: operators that ran since `reset`.
-        queued: copies that were issued and have not been carried out yet.
+        queued: copies that were issued and not carried out yet, into memory that is still in use.
     """
 
     host_syncs: int
@@ -238,7 +238,7 @@ def count_ops(on: bool = True) -> None:
 
 
 def counters() -> Counters:
-    """Return host synchronisations, kernels, and the copies that still wait in a queue."""
+    """Return host synchronisations, kernels, and copies that still wait in a queue."""
     host_syncs, kernels, queued = _module().library.counters()
     return Counters(host_syncs=host_syncs, kernels=kernels, queued=queued)
 

@@ -52,7 +52,7 @@ SIMDEV_API void simdev_counters(int64_t* out) {
   simdev::Lock lock;
   out[0] = simdev::table().host_syncs;
   out[1] = simdev::operator_counts().kernels;
-  out[2] = simdev::table().queued_copies;
+  out[2] = simdev::queued_copies();
 }
 
 SIMDEV_API void simdev_count_ops(int on) {
@@ -103,7 +103,7 @@ SIMDEV_API int simdev_host_access(const void* address, int64_t bytes, int write,
   simdev::Lock lock;
   const simdev::Block* b = simdev::pinned_block(address);
   if (!b || simdev::settings().races == simdev::Races::kIgnore) return 0;
-  const int64_t begin = static_cast<const char*>(address) - static_cast<const char*>(b->address);
+  const int64_t begin = static_cast<const char*>(address) - static_cast<const char*>(b->bytes->address);
   const int found = b->history.check_host({begin, begin + bytes}, write, what);
   return found > 0 && simdev::settings().races == simdev::Races::kRaise;
 }

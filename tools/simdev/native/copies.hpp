@@ -55,12 +55,9 @@ inline CopyPlan plan_copy(const Tensor& src, const Tensor& dst, bool non_blockin
   return {from, to, kind, bytes, device_gathers ? bytes : 0};
 }
 
-// A block must not be freed under a copy that still waits in a queue; `release` looks here.
-inline void note_pending(const Tensor& t, Stream& s) {
-  Block* b = block_of(t);
-  if (!b) return;
-  std::erase_if(b->pending, [](const auto& p) { return p.first->done >= p.second; });
-  b->pending.emplace_back(&s, s.issued + 1);
+inline std::shared_ptr<Bytes> bytes_under(const Tensor& t) {
+  const Block* b = block_of(t);
+  return b ? b->bytes : nullptr;
 }
 
 // A CPU tensor over the bytes of `t` that owns nothing. A queued task must not hold a tensor that Python has seen: the
@@ -109,12 +106,7 @@ inline Tensor copy_from(const Tensor& src, const Tensor& dst, bool non_blocking)
   touch(dst, operation, true);
 
   const bool host_waits = plan.kind == CopyKind::kSync || (plan.kind == CopyKind::kAsyncPageable && plan.to == kHost);
-  auto task = copy_task(src, dst, plan);
-  if (!host_waits) {
-    note_pending(src, on);
-    note_pending(dst, on);
-  }
-  enqueue(on, {std::move(task), true});
+  enqueue(on, {copy_task(src, dst, plan), bytes_under(src), bytes_under(dst)});
   if (host_waits) {
     table().host_syncs++;
     synchronize(on);

@@ -6,15 +6,13 @@
 namespace simdev {
 
 struct Block {
-  void* address;
+  std::shared_ptr<Bytes> bytes;
   size_t requested;
-  size_t size;           // rounded up
-  int device;            // or kHost: pinned
-  Stream* home;          // the stream it was allocated on; none for pinned memory
-  c10::Storage owner{};  // of memory that an operator of the CPU allocated; else it is ours to free
+  size_t size;   // rounded up
+  int device;    // or kHost: pinned
+  Stream* home;  // the stream it was allocated on; none for pinned memory
   History history{};
-  std::set<size_t> recorded{};                          // streams named by record_stream
-  std::vector<std::pair<Stream*, uint64_t>> pending{};  // queued copies that read or write it
+  std::set<size_t> recorded{};  // streams named by record_stream
 
   std::string describe() const { return c10::str("a ", size, "-byte block on ", device_name(device)); }
 };
@@ -76,26 +74,33 @@ inline void check_release(const Block& b) {
                                     " may still use it; call record_stream, or wait for it first"));
 }
 
+// The deleter of torch's pointer to a block.
 inline void release(void* context) {
   if (!context) return;
   Lock lock;
   std::unique_ptr<Block> b(static_cast<Block*>(context));
   check_release(*b);
-  // A real device keeps the memory until its copies are through; here they are carried out now.
-  for (auto& [s, position] : b->pending) drain(*s, position);
+  b->bytes->freed = true;
   account(b->device).remove(b->size, b->requested);
-  if (b->device == kHost) memory().pinned.erase(uintptr_t(b->address));
-  if (!b->owner) std::free(b->address);
+  if (b->device == kHost) memory().pinned.erase(uintptr_t(b->bytes->address));
 }
 
-inline c10::DataPtr data_pointer(Block* b, Device device) { return {b ? b->address : nullptr, b, &release, device}; }
 inline Device torch_device(int device) {
   return device == kHost ? Device(c10::kCPU) : Device(kDeviceType, DeviceIndex(device));
 }
 
+inline c10::DataPtr no_memory(int device) { return {nullptr, nullptr, &release, torch_device(device)}; }
+
+inline c10::DataPtr register_block(Block* b) {
+  void* address = b->bytes->address;
+  account(b->device).add(b->size, b->requested);
+  if (b->device == kHost) memory().pinned.emplace(uintptr_t(address), b);
+  return {address, b, &release, torch_device(b->device)};
+}
+
 inline c10::DataPtr allocate(int device, size_t request) {
   Lock lock;
-  if (request == 0) return data_pointer(nullptr, torch_device(device));
+  if (request == 0) return no_memory(device);
   const size_t size = round_up(request);
   refuse_if_full(device, size);
   void* address = std::aligned_alloc(kAllocationUnit, size);
@@ -103,20 +108,18 @@ inline c10::DataPtr allocate(int device, size_t request) {
               "; use a smaller model, or config(dry=True)");
   // All ones read as NaN in every floating type, so that a result which used memory before it was written shows it.
   if (device != kHost && settings().poison && !settings().dry) std::memset(address, 0xFF, size);
-  auto* b = new Block{address, request, size, device, device == kHost ? nullptr : &current_stream(device)};
-  account(device).add(size, request);
-  if (device == kHost) memory().pinned.emplace(uintptr_t(address), b);
-  return data_pointer(b, torch_device(device));
+  Stream* home = device == kHost ? nullptr : &current_stream(device);
+  return register_block(new Block{std::make_shared<Bytes>(address, c10::Storage()), request, size, device, home});
 }
 
 // Take over memory that an operator of the CPU allocated for its result, as if the device had allocated it.
 inline c10::DataPtr adopt(int device, const c10::Storage& result, const Operation& op) {
-  if (result.nbytes() == 0) return data_pointer(nullptr, torch_device(device));
-  const size_t size = round_up(result.nbytes());
+  const size_t request = result.nbytes();
+  if (request == 0) return no_memory(device);
+  const size_t size = round_up(request);
   refuse_if_full(device, size);
-  account(device).add(size, result.nbytes());
-  return data_pointer(new Block{const_cast<void*>(result.data()), result.nbytes(), size, device, &op.stream, result},
-                      torch_device(device));
+  auto bytes = std::make_shared<Bytes>(const_cast<void*>(result.data()), result);
+  return register_block(new Block{std::move(bytes), request, size, device, &op.stream});
 }
 
 inline Block* block_of(const c10::DataPtr& data) {
@@ -127,7 +130,7 @@ inline Block* pinned_block(const void* address) {
   auto after = memory().pinned.upper_bound(uintptr_t(address));
   if (after == memory().pinned.begin()) return nullptr;
   Block* b = std::prev(after)->second;
-  return uintptr_t(address) < uintptr_t(b->address) + b->size ? b : nullptr;
+  return uintptr_t(address) < uintptr_t(b->bytes->address) + b->size ? b : nullptr;
 }
 
 inline Block* block_of(const Tensor& t) {
@@ -137,7 +140,7 @@ inline Block* block_of(const Tensor& t) {
 
 inline ByteRange bytes_of(const Tensor& t, const Block& b) {
   const auto* first = static_cast<const char*>(t.storage().data()) + t.storage_offset() * int64_t(t.element_size());
-  const int64_t begin = first - static_cast<const char*>(b.address);
+  const int64_t begin = first - static_cast<const char*>(b.bytes->address);
   if (t.numel() == 0) return {begin, begin};
   int64_t last = 0;
   for (int64_t i = 0; i < t.dim(); i++) last += (t.size(i) - 1) * t.stride(i);

@@ -9,9 +9,24 @@
 
 namespace simdev {
 
+// Memory under a block. Queued copies share it with the block, so that a block can be freed under them, and what was
+// issued is carried out as late as ever.
+struct Bytes {
+  void* address;
+  c10::Storage owner{};  // of memory that an operator of the CPU allocated; else it is ours to free
+  bool freed = false;    // the block is gone, only copies are left
+
+  Bytes(void* a, c10::Storage o) : address(a), owner(std::move(o)) {}
+  Bytes(const Bytes&) = delete;
+  Bytes& operator=(const Bytes&) = delete;
+  ~Bytes() {
+    if (!owner) std::free(address);
+  }
+};
+
 struct Task {
   std::function<void()> run;
-  bool copy;  // else it is a wait, which nobody misses when it is never carried out
+  std::shared_ptr<Bytes> source{}, target{};  // of a copy; none for a wait, and for memory that no block describes
 };
 
 struct Stream {
@@ -23,7 +38,7 @@ struct Stream {
   uint64_t done = 0;
   std::deque<Task> queue;
 
-  std::string name() const { return c10::str(device_name(device), "/stream", id); }
+  std::string name() const { return c10::str("stream ", id, " of ", device_name(device)); }
 };
 
 struct StreamTable {
@@ -35,9 +50,16 @@ struct StreamTable {
   // from here, so they count as ordered the way they really ran.
   VectorClock host;
   int64_t host_syncs = 0;
-  int64_t queued_copies = 0;
 };
 inline StreamTable& table() { return immortal<StreamTable>(); }
+
+// Copies that were not carried out yet, into memory that is still in use: nobody misses the others.
+inline int64_t queued_copies() {
+  int64_t count = 0;
+  for (const Stream* s : table().by_number)
+    for (const Task& t : s->queue) count += t.target && !t.target->freed;
+  return count;
+}
 
 inline thread_local int current_device = 0;
 inline thread_local std::array<int64_t, kMaxDevices> current_stream_ids{};  // 0: the default stream
@@ -68,14 +90,12 @@ inline void drain(Stream& s, uint64_t position) {
     Task task = std::move(s.queue.front());
     s.queue.pop_front();
     s.done++;
-    table().queued_copies -= task.copy;
     task.run();
   }
 }
 inline void drain(Stream& s) { drain(s, s.issued); }
 
 inline void enqueue(Stream& s, Task task) {
-  table().queued_copies += task.copy;
   s.queue.push_back(std::move(task));
   s.issued++;
   if (!settings().lazy) drain(s);
@@ -85,7 +105,7 @@ inline void enqueue(Stream& s, Task task) {
 inline void wait_for(Stream& waiter, Stream& other, uint64_t position, const VectorClock& clock) {
   if (&waiter == &other) return;
   waiter.clock.join(clock);
-  enqueue(waiter, {[&other, position] { drain(other, position); }, false});
+  enqueue(waiter, {[&other, position] { drain(other, position); }});
 }
 inline void wait_for(Stream& waiter, Stream& other) { wait_for(waiter, other, other.issued, other.clock); }
 
