@@ -119,7 +119,7 @@ def outcome(text: str) -> str:
 
 
 def fuzz(count: int, seed: int) -> tuple[Counter[tuple[str, str]], str | None]:
-    """Try so many texts; return the counts by kind and outcome, and what is wrong with the first that breaks the law."""
+    """Try so many texts; return the counts by kind and outcome, and the complaint about a text that breaks the law."""
     rng = random.Random(seed)
     counts: Counter[tuple[str, str]] = Counter()
     for index in range(count):

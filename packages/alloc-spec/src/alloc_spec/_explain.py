@@ -75,9 +75,7 @@ def _footnotes(spec: AllocationSpec) -> list[str]:
     notes = []
     if spec.compute_device is not None:
         notes.append(f"  {spec.compute_device} computes")
-    if spec.dialect in (Dialect.RATIO, Dialect.CONTROLS) or any(
-        isinstance(entry.amount, Rest) for entry in spec.entries
-    ):
+    if spec.dialect is Dialect.RATIO or spec.rest_device is not None:
         return notes
     home = implied_home(spec, spec.compute_device)
     if home is not None:

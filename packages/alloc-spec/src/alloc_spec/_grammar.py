@@ -1,14 +1,17 @@
 """The grammar: one recursive-descent function a rule, each with its EBNF.
 
-Names in lower case are rules between whose tokens spaces may stand; names in capitals are single tokens:
+Names in lower case are rules, between whose tokens spaces may stand; names in capitals are single tokens:
 
-    NAME   = LETTER , { LETTER | DIGIT | "_" } ;
-    INDEX  = "0" | NONZERO , { DIGIT } ;
+    NAME = LETTER , { LETTER | DIGIT | "_" } ;
+    INDEX = "0" | NONZERO , { DIGIT } ;
     NUMBER = DIGIT , { DIGIT } , [ "." , DIGIT , { DIGIT } ] | "." , DIGIT , { DIGIT } ;
-    UNIT   = "b" | ( "k" | "m" | "g" | "t" ) , [ "b" | "ib" ] ;
+    UNIT = "b" | ( "k" | "m" | "g" | "t" ) , [ "b" | "ib" ] ;
+    LETTER = ? [A-Za-z] ? ;
+    DIGIT = ? [0-9] ? ;
+    NONZERO = ? [1-9] ? ;
 
-Letters are ASCII and their case does not matter. A test holds these rules, docs/allocation-grammar.md and the functions
-below against each other.
+The case of letters does not matter. A test holds these rules, docs/allocation-grammar.md and the functions below
+against each other.
 """
 
 import difflib
@@ -18,7 +21,7 @@ from typing import NamedTuple
 from alloc_spec._amounts import Amount, Auto, Bytes, DeviceFraction, Free, Percent, Rest
 from alloc_spec._model import Entry, find_conflict
 from alloc_spec._sizes import GIB, MAX_BYTES, MAX_NUMBER_CHARACTERS, UNITS, read_size
-from alloc_spec._tokens import ParseFailure, Token, TokenStream
+from alloc_spec._tokens import NOTHING, ParseFailure, Token, TokenStream
 
 DEVICE_HINT = "a device is NAME or NAME:INDEX, for example cpu or cuda:0"
 _ENTRY_HINT = 'an entry is DEVICE,AMOUNT, for example "cuda:0,2gb;cpu,*"'
@@ -64,7 +67,7 @@ def read_text(stream: TokenStream, *, wire_only: bool = False) -> Reading:
     if not entries or stream.current.kind != "end":
         stream.expect(";", "after the compute device", hint=_WIRE_HINT, repairs=(";",))
         move = read_move(stream)
-    stream.expect_end("after the donors", hint=_WIRE_HINT, repairs=("", ","))
+    stream.expect_end("after the donors", hint=_WIRE_HINT, repairs=(",", NOTHING))
     return Reading(entries, compute_device, move)
 
 
@@ -76,7 +79,7 @@ def read_move(stream: TokenStream) -> Move:
     if stream.current.kind != "number":
         raise stream.unexpected("the gigabytes to move", hint=_WIRE_HINT)
     moved_bytes = _size(stream.advance(), GIB)
-    stream.expect(";", "after the gigabytes", hint=f"{_WIRE_HINT}; GB has no unit", repairs=("",))
+    stream.expect(";", "after the gigabytes", hint=f"{_WIRE_HINT}; GB has no unit", repairs=(NOTHING,))
     return Move(moved_bytes, read_donors(stream))
 
 
@@ -139,7 +142,7 @@ def read_device(stream: TokenStream, wanted: str, hint: str) -> tuple[str, Span]
     device = NAME , [ ":" , INDEX ] ;
     """
     if stream.current.kind != "word":
-        raise stream.unexpected(wanted, hint=hint, repairs=("",))
+        raise stream.unexpected(wanted, hint=hint, repairs=(NOTHING,))
     name = stream.advance()
     if stream.current.kind != ":":
         return name.text, name.span
@@ -169,7 +172,7 @@ def read_amount(stream: TokenStream) -> tuple[Amount, int]:
     if token.text == "free":
         return read_free(stream)
     if token.kind == "-":
-        raise stream.unexpected("an amount", hint="an amount cannot be negative", repairs=("",))
+        raise stream.unexpected("an amount", hint="an amount cannot be negative", repairs=(NOTHING,))
     raise stream.unexpected("an amount", hint=_AMOUNT_HINT, repairs=_amount_repairs(token))
 
 
@@ -224,7 +227,7 @@ def _after_amount(stream: TokenStream) -> ParseFailure:
     repairs = [";", f";{token.text}"]
     if token.kind == ",":
         repairs.insert(1, ".")
-    repairs.insert(0 if stream.at_last else len(repairs), "")
+    repairs.insert(0 if stream.at_last else len(repairs), NOTHING)
     return stream.unexpected("';' or the end after an amount", hint=_ENTRIES_HINT, repairs=repairs)
 
 
@@ -261,7 +264,7 @@ def _refuse_long(number: Token) -> None:
 def _amount_repairs(token: Token) -> tuple[str, ...]:
     if token.kind == "end":
         return ("*",)
-    return _nearest(token.text, ("auto", "free")) if token.kind == "word" else ("",)
+    return _nearest(token.text, ("auto", "free")) if token.kind == "word" else (NOTHING,)
 
 
 def _nearest(word: str, words: tuple[str, ...]) -> tuple[str, ...]:

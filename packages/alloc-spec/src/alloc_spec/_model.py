@@ -77,15 +77,22 @@ class AllocationSpec:
 
     @property
     def dialect(self) -> Dialect:
-        """Dialect of the text; a wildcard belongs to every dialect but turns percentages into shares of the model."""
-        kinds: set[type[object]] = {type(entry.amount) for entry in self.entries}
-        if Donated in kinds:
+        """Dialect of the amounts; a wildcard goes with bytes and fractions, and makes percentages a mix."""
+        amounts = [entry.amount for entry in self.entries]
+        if any(isinstance(amount, Donated) for amount in amounts):
             return Dialect.CONTROLS
-        if kinds == {Percent}:
+        if all(isinstance(amount, Percent) for amount in amounts):
             return Dialect.RATIO
-        if DeviceFraction in kinds and kinds <= {DeviceFraction, Rest}:
+        if all(isinstance(amount, (Bytes, Rest)) for amount in amounts):
+            return Dialect.BYTES
+        if all(isinstance(amount, (DeviceFraction, Rest)) for amount in amounts):
             return Dialect.FRACTION
-        return Dialect.BYTES if kinds <= {Bytes, Rest} else Dialect.MIXED
+        return Dialect.MIXED
+
+    @property
+    def rest_device(self) -> str | None:
+        """Name of the device with the `*`, or None where no entry has it."""
+        return next((entry.device for entry in self.entries if isinstance(entry.amount, Rest)), None)
 
     def __str__(self) -> str:
         if isinstance(self.entries[-1].amount, Donated):

@@ -7,7 +7,7 @@ from alloc_spec._errors import AllocRuleError, AllocSyntaxError, AllocValueError
 from alloc_spec._grammar import DEVICE_HINT, Move, Reading, read_device, read_donors, read_text
 from alloc_spec._model import AllocationSpec, Entry, controls_entries, find_conflict
 from alloc_spec._repair import repair
-from alloc_spec._tokens import ParseFailure, TokenStream
+from alloc_spec._tokens import NOTHING, ParseFailure, TokenStream
 
 _T = TypeVar("_T")
 
@@ -105,14 +105,14 @@ def _read_wire(text: str) -> AllocationSpec:
 def _read_one_device(text: str) -> str:
     stream = TokenStream(text)
     name, _ = read_device(stream, "a device name", DEVICE_HINT)
-    stream.expect_end("after the device", hint=DEVICE_HINT, repairs=("",))
+    stream.expect_end("after the device", hint=DEVICE_HINT, repairs=(NOTHING,))
     return name
 
 
 def _read_donors(text: str) -> tuple[str, ...]:
     stream = TokenStream(text)
     names = tuple(name for name, _ in read_donors(stream))
-    stream.expect_end("after a device name", hint="devices are separated by ','", repairs=("", ","))
+    stream.expect_end("after a device name", hint="devices are separated by ','", repairs=(",", NOTHING))
     return names
 
 

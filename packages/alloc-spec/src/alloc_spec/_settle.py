@@ -78,7 +78,7 @@ def implied_home(spec: AllocationSpec, compute_device: str | None) -> str | None
 
     It is the cpu; where the text gives the cpu an amount, it is the device that computes; else there is none.
     """
-    if spec.dialect is not Dialect.BYTES or any(isinstance(entry.amount, Rest) for entry in spec.entries):
+    if spec.dialect is not Dialect.BYTES or spec.rest_device is not None:
         return None
     if "cpu" not in spec.devices:
         return "cpu"
@@ -167,30 +167,42 @@ def _fill_up_to_ceiling(device: str, amount: DeviceFraction | Free, ledger: _Led
             f"{device} may use {human_size(ceiling)}, "
             f"but has room for only {human_size(memory.room)} (free less reserve)"
         )
-    if not ledger.left:
+    if isinstance(amount, Free) and ceiling <= 0:
+        ledger.warnings.append(f'{device} holds nothing: "{amount}" leaves none of its free memory')
+    elif not ledger.left:
         ledger.warnings.append(f"{device} holds nothing: the whole model has a home before it is asked")
-    elif ceiling <= 0:
-        ledger.warnings.append(f"{device} holds nothing: {amount} leaves no room on it")
     ledger.fill(device, ceiling)
 
 
 def _settle_rest(spec: AllocationSpec, ledger: _Ledger, autos: Sequence[str], compute_device: str | None) -> None:
-    wildcards = {entry.device: entry.amount for entry in spec.entries if isinstance(entry.amount, Rest)}
-    home = next(iter(wildcards), implied_home(spec, compute_device))
-    if home is not None and (ledger.left or home in wildcards):
+    home = spec.rest_device
+    if home is None and ledger.left:
+        home = implied_home(spec, compute_device)
+    if home is not None:
         require_device(home, ledger.devices, "it takes the rest, since no other device has a '*'")
         ledger.amounts.setdefault(home, 0)
         ledger.fill(home, ledger.model_bytes)
-    for device in autos if ledger.left else ():
-        ledger.warnings.append(f"{device} is filled beyond the cautious half of its room: the rest has no other home")
-        ledger.fill(device, ledger.model_bytes)
+    _grow(autos, ledger)
     if ledger.left and home is not None:
         raise NoRoomError((home,), ledger.amounts[home] + ledger.left, ledger.devices[home].room)
     if ledger.left:
         raise NoHomeError(ledger.left, ledger.model_bytes, tuple(ledger.amounts.items()))
-    if home in wildcards:
-        expected = wildcards[home].expected_bytes
-        if expected is not None and ledger.amounts[home] > expected:
-            ledger.warnings.append(
-                f"{home} takes {human_size(ledger.amounts[home])}, more than the {human_size(expected)} expected there"
-            )
+    for entry in spec.entries:
+        if isinstance(entry.amount, Rest) and entry.amount.expected_bytes is not None:
+            _warn_beyond(entry.device, entry.amount.expected_bytes, ledger)
+
+
+def _grow(autos: Sequence[str], ledger: _Ledger) -> None:
+    for device in autos:
+        before = ledger.amounts[device]
+        ledger.fill(device, ledger.model_bytes)
+        if ledger.amounts[device] > before:
+            ledger.warnings.append(f"{device} is filled beyond half of its room: the rest has no other home")
+
+
+def _warn_beyond(device: str, expected_bytes: int, ledger: _Ledger) -> None:
+    taken = ledger.amounts[device]
+    if taken > expected_bytes:
+        ledger.warnings.append(
+            f"{device} takes {human_size(taken)}, more than the {human_size(expected_bytes)} expected there"
+        )

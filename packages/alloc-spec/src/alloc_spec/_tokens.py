@@ -16,6 +16,10 @@ _TOKEN: Final = re.compile(
 )
 
 
+# A repair that takes something away; the space keeps its neighbours apart.
+NOTHING: Final = " "
+
+
 class Token(NamedTuple):
     """One token.
 
