@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
 
+from device_placement._backend import AllocationRefused, allocate_or_refuse
 from device_placement._errors import DeviceUnavailableError
+
+_PAGE_BYTES = 4096
+_REGISTER_PORTABLE = 1
+"""cudaHostRegisterPortable: page-locked for every device of the process."""
 
 
 def device_count() -> int:
@@ -65,3 +73,37 @@ def _launch(device: torch.device) -> None:
     """Run the smallest kernel there is and wait for it."""
     torch.zeros(1, device=device).add_(1)
     torch.cuda.synchronize(device)
+
+
+def registered_buffer(size_bytes: int) -> torch.Tensor:
+    """Page-locked host memory of exactly this size, as a flat uint8 tensor.
+
+    Ordinary memory is registered with the driver, since torch's own pinned allocator rounds up to a power of two: half
+    as much again on average, and for a whole model that is many gigabytes. It is unregistered when the returned object
+    goes; views of it may live on as ordinary memory.
+
+    Raises:
+        AllocationRefused: there is no memory, or the driver does not lock it.
+    """
+    raw = allocate_or_refuse(size_bytes + 2 * _PAGE_BYTES, torch.device("cpu"))
+    # Two buffers must not share a page: the driver refuses to lock one twice.
+    start = -raw.data_ptr() % _PAGE_BYTES
+    buffer = raw[start : start + size_bytes]
+    locked_bytes = -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
+    answer = _runtime().cudaHostRegister(buffer.data_ptr(), locked_bytes, _REGISTER_PORTABLE)
+    if int(answer) != 0:
+        raise AllocationRefused(f"cudaHostRegister of {locked_bytes} bytes answered {answer}")
+    # The finalizer holds the memory until the driver has let go of it, whatever else is dropped before.
+    weakref.finalize(buffer, _unregister, raw, buffer.data_ptr()).atexit = False
+    return buffer
+
+
+def _runtime() -> Any:
+    """The CUDA runtime as torch binds it."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _unregister(memory: torch.Tensor, pointer: int) -> None:
+    """Let the driver unlock `memory`, once no copy reads it."""
+    torch.cuda.synchronize()
+    _runtime().cudaHostUnregister(pointer)

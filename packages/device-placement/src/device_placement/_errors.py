@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class PlacementError(Exception):
@@ -106,3 +106,91 @@ class InvalidJsonError(PlacementError, ValueError):
     def __init__(self, where: str, reason: str) -> None:
         self.where = where
         super().__init__(f"{where or 'the text'}: {reason}; write it with to_json() of this version")
+
+
+class PlanMismatchError(PlacementError):
+    """A plan was made for another model than the one to be placed, or the model cannot be placed as it is.
+
+    Attributes:
+        names: the tensors or modules in question.
+    """
+
+    def __init__(self, reason: str, names: Sequence[str], remedy: str) -> None:
+        self.names = tuple(names)
+        shown = ", ".join(repr(name) for name in self.names[:5])
+        more = f" and {len(self.names) - 5} more" if len(self.names) > 5 else ""
+        super().__init__(f"{reason}{': ' if shown else ''}{shown}{more}; {remedy}")
+
+
+class DevicesFullError(PlacementError):
+    """No device that was allowed to had room; everything is back where it was.
+
+    Attributes:
+        what: what found no room.
+        needed_bytes: its size.
+        refusals: what each device answered, in the order they were asked.
+    """
+
+    def __init__(self, what: str, needed_bytes: int, refusals: Mapping[str, str], remedy: str) -> None:
+        self.what = what
+        self.needed_bytes = needed_bytes
+        self.refusals = dict(refusals)
+        answers = "; ".join(f"{device}: {answer}" for device, answer in self.refusals.items())
+        super().__init__(
+            f"{what} needs {needed_bytes} bytes and no device has them ({answers}); every tensor is back where it was; "
+            f"{remedy}"
+        )
+
+
+class HandleInvalidatedError(PlacementError):
+    """The model was changed behind the back of its `PlacedModel`, so that running it would mix devices or weights.
+
+    Attributes:
+        names: the tensors that are not where they were placed.
+    """
+
+    def __init__(self, names: Sequence[str], reason: str) -> None:
+        self.names = tuple(names)
+        shown = ", ".join(repr(name) for name in self.names[:5])
+        super().__init__(
+            f"{shown} {reason} since the model was placed; call refresh() on its PlacedModel to bring every tensor "
+            "home, or remove() to give the placement up"
+        )
+
+
+class HandleStateError(PlacementError):
+    """A `PlacedModel`, or the model it placed, is not in a state that allows what was asked."""
+
+
+class StreamedWriteError(PlacementError):
+    """A forward wrote to a streamed tensor; streamed bytes are never copied back, so the change is lost.
+
+    Attributes:
+        unit: path of the unit.
+        names: its streamed tensors.
+    """
+
+    def __init__(self, unit: str, names: Sequence[str]) -> None:
+        self.unit = unit
+        self.names = tuple(names)
+        super().__init__(
+            f"the forward of {unit!r} wrote to one of its streamed tensors ({', '.join(self.names[:5])}), which are "
+            "read only: nothing is copied back; give what it writes (buffers, as a rule) a home on the compute device"
+        )
+
+
+class PeerCopyError(PlacementError):
+    """Bytes do not survive the way between two accelerators, not even through the host.
+
+    Attributes:
+        source: the donor.
+        target: the compute device.
+    """
+
+    def __init__(self, source: str, target: str) -> None:
+        self.source = source
+        self.target = target
+        super().__init__(
+            f"a test pattern copied from {source} to {target} arrived changed, directly and through the host; "
+            f"take {source} off the donors and check its driver and hardware"
+        )
