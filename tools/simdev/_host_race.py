@@ -23,6 +23,11 @@ class HostRaceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             when races are raised; when they are recorded, it is found in `violations`.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Asked to skip, torch wraps the method below and imports its compiler on first use, which takes seconds.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import types
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -14,6 +14,7 @@ CAPACITY_BYTES = 256 << 20
 """Small, so that a model which is not spread over the devices does not fit by luck."""
 
 _PASSED = pytest.StashKey[bool]()
+_BEFORE = pytest.StashKey[dict[str, int]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +35,15 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Check what the test left behind once its other fixtures, which may hold tensors, are gone."""
+    yield
+    if _BEFORE in item.stash:
+        getattr(item, "funcargs", {}).clear()  # pytest keeps the arguments of the test a little longer
+        _check(item.stash[_BEFORE], passed=item.stash.get(_PASSED, False))
+
+
 @pytest.fixture(scope="session")
 def simulated_devices() -> types.ModuleType:
     """Install the devices once; skip where they cannot be, or fail when SIMDEV_REQUIRED=1 says they must."""
@@ -49,27 +59,30 @@ def simulated_devices() -> types.ModuleType:
 
 
 @pytest.fixture
-def sim(simulated_devices: types.ModuleType, request: pytest.FixtureRequest) -> Iterator[types.ModuleType]:
-    """Yield the module `simdev` with four fresh devices of 256 MiB that raise at a race.
+def sim(simulated_devices: types.ModuleType, request: pytest.FixtureRequest) -> types.ModuleType:
+    """Return the module `simdev` with four fresh devices of 256 MiB that raise at a race.
 
     After a test that passed, nothing may be left: no violation that was not taken by `sim.take_violations()`, no
     copy in a queue, and every device and the pinned memory back where they were.
     """
-    simdev = simulated_devices
-    _restore(simdev)
-    before = _in_use(simdev)
-    yield simdev
-    passed = request.node.stash.get(_PASSED, False)
+    _restore(simulated_devices)
+    request.node.stash[_BEFORE] = _in_use(simulated_devices)
+    return simulated_devices
+
+
+def _check(before: dict[str, int], *, passed: bool) -> None:
+    import simdev
+
     if _grown(simdev, before):
         gc.collect()  # only here: it takes longer than most tests
     broken, queued, grown = simdev.take_violations(), simdev.counters().queued, _grown(simdev, before)
     _restore(simdev)
-    if passed:
-        assert not broken, "the test left violations; sim.take_violations() takes those it expected:\n" + "\n".join(
-            broken
-        )
-        assert queued == 0, f"the test left {queued} copies in a queue; synchronize, or free what they copy to"
-        assert not grown, f"the test left memory in use, in bytes: {grown}"
+    if not passed:
+        return  # its traceback holds tensors, and it has said what is wrong
+    listed = "\n".join(broken)
+    assert not broken, f"the test left violations; sim.take_violations() takes those it expected:\n{listed}"
+    assert queued == 0, f"the test left {queued} copies in a queue; synchronize, or free what they copy to"
+    assert not grown, f"the test left memory in use, in bytes: {grown}"
 
 
 def _restore(simdev: types.ModuleType) -> None:

@@ -34,11 +34,11 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return previous;
   }
 
-  c10::Stream getStream(Device d) const override { return wrap(d, current_stream_ids[d.index()]); }
+  c10::Stream getStream(Device d) const override { return wrap(d, current_stream_ids[index(d)]); }
   c10::Stream getDefaultStream(Device d) const override { return wrap(d, 0); }
   c10::Stream getNewStream(Device d, int) const override {
     Lock lock;
-    return wrap(d, 1 + table().created[d.index()]++ % kPooledStreams);
+    return wrap(d, 1 + table().created[index(d)]++ % kPooledStreams);
   }
   c10::Stream getStreamFromGlobalPool(Device d, bool) const override { return getNewStream(d, 0); }
   c10::Stream exchangeStream(c10::Stream s) const override {
@@ -102,7 +102,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
 
  private:
-  static c10::Stream wrap(Device d, int64_t id) { return c10::Stream(c10::Stream::UNSAFE, d, id); }
+  // A device without an index is the current one.
+  static int index(Device d) { return d.has_index() ? d.index() : current_device; }
+  static c10::Stream wrap(Device d, int64_t id) { return c10::Stream(c10::Stream::UNSAFE, torch_device(index(d)), id); }
 
   static bool query(Stream& s, uint64_t position, const VectorClock& clock) {
     if (s.done < position) {

@@ -212,6 +212,16 @@ def test_streams_come_from_a_pool_of_32(on: Place) -> None:
     assert len({stream.stream_id for stream in streams}) == 32
 
 
+def test_a_device_without_an_index_is_the_current_one(on: Place, peer: torch.device) -> None:
+    with torch.accelerator.device_index(peer.index):
+        stream, event = torch.Stream(device=TARGET), torch.Event(device=TARGET)
+        with stream:
+            made = torch.ones(2, device=TARGET)
+            event.record()
+        event.synchronize()
+    assert stream.device == made.device == peer
+
+
 def test_the_device_is_current_inside_its_with_only(on: Place, peer: torch.device) -> None:
     before = torch.accelerator.current_device_index()
     with torch.accelerator.device_index(peer.index):

@@ -232,7 +232,7 @@ def check(seeds: range) -> tuple[int, int]:
 @pytest.mark.parametrize("lazy", [True, False])
 def test_the_detector_agrees_with_reachability(sim: types.ModuleType, lazy: bool) -> None:
     sim.config(race="record", lazy=lazy)
-    seeds = range(300)
+    seeds = range(1500)
     racy, visible = check(seeds)
     assert 0.25 * len(seeds) < racy < 0.75 * len(seeds), "both verdicts must be common, or one is hardly tested"
     if lazy:
@@ -242,5 +242,5 @@ def test_the_detector_agrees_with_reachability(sim: types.ModuleType, lazy: bool
 @pytest.mark.slow
 def test_the_detector_agrees_with_reachability_at_length(sim: types.ModuleType) -> None:
     sim.config(race="record")
-    racy, visible = check(range(1000, 6000))
+    racy, visible = check(range(10_000, 60_000))
     assert 0 < visible < racy
