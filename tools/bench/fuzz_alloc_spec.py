@@ -146,10 +146,10 @@ def rate(texts: Sequence[str], repeats: int = 5) -> float:
     return len(texts) / best
 
 
-def measure(seed: int) -> dict[str, float]:
+def measure(seed: int, samples: int) -> dict[str, float]:
     """Parses a second of texts that parse and of texts that are refused."""
     rng = random.Random(seed)
-    texts = [make(rng) for make in KINDS.values() for _ in range(2000)]
+    texts = [make(rng) for make in KINDS.values() for _ in range(samples)]
     parsed = [text for text in texts if outcome(text) == "parsed"]
     refused = [text for text in texts if outcome(text) != "parsed"]
     return {
@@ -164,6 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000, help="texts to try (default: 1000000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generator (default: 0)")
+    parser.add_argument("--samples", type=int, default=2000, help="texts of each kind to time (default: 2000)")
     arguments = parser.parse_args()
     start = time.perf_counter()
     counts, complaint = fuzz(arguments.count, arguments.seed)
@@ -180,7 +181,7 @@ def main() -> int:
         print(f"BROKEN: {complaint}")
         return 1
     print(f"\nparses a second, Python {platform.python_version()}, {os.cpu_count()} cores, best of 5:")
-    for name, value in measure(arguments.seed).items():
+    for name, value in measure(arguments.seed, arguments.samples).items():
         print(f"  {name:<26}{value:>12,.0f}")
     return 0
 

@@ -4,6 +4,9 @@ import math
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from alloc_spec import (
     AllocSyntaxError,
     AllocValueError,
@@ -16,8 +19,6 @@ from alloc_spec import (
     parse_wire,
     resolve,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 GIB = 2**30
 MACHINE = {

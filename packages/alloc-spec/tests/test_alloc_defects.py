@@ -6,6 +6,7 @@ The model has 10 GiB in 40 equal blocks; the machine has cuda:0 = 24, cuda:1 = 1
 from itertools import pairwise
 
 import pytest
+
 from alloc_spec import (
     AllocRuleError,
     AllocSpecError,

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import alloc_spec
 import pytest
-from alloc_spec import AllocRuleError, AllocSyntaxError, _grammar, parse, parse_wire
 from hypothesis import given
 from hypothesis import strategies as st
+
+import alloc_spec
+from alloc_spec import AllocRuleError, AllocSyntaxError, _grammar, parse, parse_wire
 
 PAGE = Path(__file__).parents[3] / "docs" / "allocation-grammar.md"
 RULE = re.compile(r"^ *([A-Za-z]+) = (.+) ;$", re.MULTILINE)
@@ -75,10 +76,10 @@ class EbnfCompiler:
             token = "".join(f"[{char}{char.upper()}]" if char.isalpha() else re.escape(char) for char in literal)
         else:
             token = character_class
-        return token if inside_token else f"{SPACES}{token}{SPACES}"
+        return token if inside_token else f"{SPACES}{token}"
 
 
-LANGUAGE = re.compile(EbnfCompiler(rules_of_the_page()).regex("text"))
+LANGUAGE = re.compile(EbnfCompiler(rules_of_the_page()).regex("text") + SPACES)
 
 
 def verdict(text: str) -> str:

@@ -3,8 +3,9 @@
 import copy
 import pickle
 
-import alloc_spec
 import pytest
+
+import alloc_spec
 from alloc_spec import (
     AllocResolveError,
     AllocRuleError,

@@ -3,6 +3,7 @@
 from decimal import Decimal
 
 import pytest
+
 from alloc_spec import (
     AllocRuleError,
     AllocSyntaxError,

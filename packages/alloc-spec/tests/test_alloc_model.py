@@ -6,6 +6,7 @@ import pickle
 from decimal import Decimal
 
 import pytest
+
 from alloc_spec import (
     AllocationSpec,
     AllocValueError,

@@ -1,6 +1,7 @@
 """Corrections: small edits that turn a text which cannot be read into one that can."""
 
 import pytest
+
 from alloc_spec import AllocSyntaxError, parse, parse_wire
 
 

@@ -3,6 +3,9 @@
 from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from alloc_spec._sizes import (
     GIB,
     MAX_BYTES,
@@ -13,8 +16,6 @@ from alloc_spec._sizes import (
     write_number,
     write_size,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 sizes = st.one_of(
     st.integers(0, MAX_BYTES),

@@ -69,22 +69,26 @@ class Budget:
 
         >>> print(Budget(order=("cuda:0", "cpu"), amounts={"cuda:0": 3 * 2**30, "cpu": 2**30}).explain())
         model of 4 GiB (4294967296 bytes), in order along the model:
-          cuda:0     3 GiB   75.0 %    3221225472 bytes
-          cpu        1 GiB   25.0 %    1073741824 bytes
+          cuda:0  3 GiB   75.0 %  3221225472 bytes
+          cpu     1 GiB   25.0 %  1073741824 bytes
         """
         total = self.model_bytes
-        name_width = max((len(name) for name in self.order), default=0)
         lines = [f"model of {human_size(total)} ({total} bytes), in order along the model:"]
+        sizes = {name: human_size(size_bytes) for name, size_bytes in self.amounts.items()}
+        columns = (self.order, sizes.values(), self.amounts.values())
+        name_width, size_width, bytes_width = (max(map(_width, column), default=0) for column in columns)
         for name, size_bytes in self.amounts.items():
             percent = 100 * size_bytes / total if total else 0.0
-            notes = [note for note, holds in self._notes(name) if holds]
-            line = f"  {name:<{name_width}}  {human_size(size_bytes):>8}  {percent:5.1f} %  {size_bytes:>12} bytes"
-            lines.append(f"{line}  ({', '.join(notes)})" if notes else line)
+            lines.append(
+                f"  {name:<{name_width}}  {sizes[name]:>{size_width}}  {percent:5.1f} %"
+                f"  {size_bytes:>{bytes_width}} bytes{self._note(name)}"
+            )
         lines.extend(f"warning: {warning}" for warning in self.warnings)
         return "\n".join(lines)
 
-    def _notes(self, name: str) -> tuple[tuple[str, bool], ...]:
-        return ("computes", name == self.compute_device), ("auto", name in self.auto_devices)
+    def _note(self, name: str) -> str:
+        notes = ["computes"] * (name == self.compute_device) + ["auto"] * (name in self.auto_devices)
+        return f"  ({', '.join(notes)})" if notes else ""
 
     def _checked_order(self) -> tuple[str, ...]:
         for name in self.order:
@@ -98,6 +102,10 @@ class Budget:
 
     def __reduce__(self) -> tuple[Callable[..., "Budget"], tuple[object, ...]]:
         return _rebuild, (self.order, self.as_dict(), self.compute_device, self.warnings, self.auto_devices)
+
+
+def _width(cell: object) -> int:
+    return len(str(cell))
 
 
 def _rebuild(

@@ -66,7 +66,9 @@ def _text_tries(spec: AllocationSpec, full: Set[str], devices: Mapping[str, Devi
     if spec.dialect is not Dialect.RATIO:
         amounts: dict[str, Amount] = {entry.device: entry.amount for entry in spec.entries}
         yield from _with_rest(amounts | dict.fromkeys(full, Free()), full, devices)
-    yield from _with_rest(dict.fromkeys(spec.devices, Free()), full, devices)
+    named = dict.fromkeys(spec.devices, Free())
+    yield _entries(named)
+    yield from _with_rest(named, full, devices)
     yield _entries(everything)
 
 
