@@ -42,11 +42,18 @@ def random_blocks(kind: GgmlType, weights: int, seed: int = 0) -> torch.Tensor:
 def tame_blocks(kind: GgmlType, weights: int, seed: int = 0) -> torch.Tensor:
     """Random bytes without infinite or huge scales, for tests that multiply with the weights."""
     blocks = random_blocks(kind, weights, seed)
-    scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "Q4_1": (0, 2)}
-    for at in scales.get(kind.name, (0,)):
+    rows = blocks.view(-1, kind.type_size)
+    two = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q4_K": (0, 2), "Q5_K": (0, 2)}
+    one = {"Q3_K": (108,), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,), "MXFP4": (), "NVFP4": (), "IQ1_M": ()}
+    for at in {**two, **one}.get(kind.name, (0,)):
         # The exponent of a float16 lies in bits 2-6 of its second byte: 1/64 to 1/32.
-        rows = blocks.view(-1, kind.type_size)
         rows[:, at + 1] = (rows[:, at + 1] & 0x83) | 0x24
+    if kind.name == "MXFP4":
+        rows[:, 0] = (rows[:, 0] & 7) + 120
+    if kind.name == "IQ1_M":
+        # Its float16 is spread over the top four bits of four int16.
+        rows[:, 53] = (rows[:, 53] & 0x3F) | 0x40
+        rows[:, 55] = (rows[:, 55] & 0x8F) | 0x20
     return blocks
 
 

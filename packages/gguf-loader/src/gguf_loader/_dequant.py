@@ -88,6 +88,11 @@ def dequantize(
             f"{ggml_type.name} weights of shape {tuple(shape)} take {expected_bytes} bytes, found {data.numel()}",
             remedy="pass the logical shape in torch order, and all bytes of the tensor",
         )
+    if torch.compiler.is_compiling():
+        from ._op import dequantize_op
+
+        found: Tensor = dequantize_op(data, ggml_type.id, list(shape), dtype)
+        return found if out is None else out.copy_(found)
     native, kernel = NATIVE_DTYPES.get(ggml_type.name), KERNELS.get(ggml_type.name)
     if out is None:
         out = torch.empty(tuple(shape), dtype=dtype, device=data.device)

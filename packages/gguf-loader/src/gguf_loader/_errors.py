@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class GgufError(Exception):
     """Base of every error that gguf-loader raises on purpose.
@@ -73,3 +76,21 @@ class GgufTokenizerError(GgufError):
 
 class GgufPackedError(GgufError):
     """An operation that quantised blocks cannot answer as they are; the remedy is mostly `.dequantize()` first."""
+
+
+class GgufModelError(GgufError):
+    """A state dict does not fit the model that it is loaded into.
+
+    Attributes:
+        missing: names that the model has and the state dict lacks.
+        unexpected: names that the state dict has and the model lacks.
+        mismatched: name -> (shape in the state dict, shape in the model).
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = MappingProxyType({})
+
+
+class GgufLoraError(GgufError):
+    """A low-rank adapter does not fit the layers that it is meant for, or is not there."""

@@ -1,0 +1,138 @@
+"""Products with packed weights: a tile of rows is made dense, used, and overwritten by the next one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._config import DequantConfig
+from ._dequant import dequantize
+from ._errors import GgufPackedError
+from ._packed import PackedTensor
+from ._scratch import ScratchPool
+from ._types import GgmlType
+
+
+def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: DequantConfig) -> Tensor:
+    """`x @ weight.T + bias`, without ever holding the dense weight.
+
+    Args:
+        x: (..., in_features) activations of a floating dtype, on the device of the weight.
+        weight: (out_features, in_features).
+        bias: (out_features,), dense, or None.
+        config: the model's choices.
+
+    Returns:
+        (..., out_features) in the dtype of `x`. Gradients flow to `x` and `bias`; the weight has none.
+
+    Raises:
+        GgufPackedError: the weight is not a matrix with as many columns as `x` has features.
+    """
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise GgufPackedError(
+            f"activations of shape {tuple(x.shape)} do not fit a weight of shape {tuple(weight.shape)}",
+            remedy="the last dimension of the activations must be the number of columns of the weight",
+        )
+    dtype = config.dequant_dtype or x.dtype
+    tile_weights = config.tile_weights_on(x.device)
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if needs_grad or torch.compiler.is_compiling():
+        from ._op import linear_op
+
+        found: Tensor = linear_op(x, weight.packed, bias, weight.ggml_type.id, weight.shape[0], dtype, tile_weights)
+        return found
+    tiling = Tiling(
+        kind=weight.ggml_type, rows=weight.shape[0], columns=weight.shape[1], dtype=dtype, tile_weights=tile_weights
+    )
+    return linear_by_tiles(x, weight.packed, bias, tiling, config.scratch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """How a packed matrix is made dense.
+
+    Attributes:
+        kind: type of the blocks.
+        rows: rows of the whole matrix.
+        columns: columns, the weights of a row.
+        dtype: of the dense tiles.
+        tile_weights: weights that are dense at a time.
+    """
+
+    kind: GgmlType
+    rows: int
+    columns: int
+    dtype: torch.dtype
+    tile_weights: int
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile: whole blocks, at least the fewest that are."""
+        step = self.kind.block_size // math.gcd(self.kind.block_size, self.columns)
+        return max(1, self.tile_weights // (self.columns * step)) * step
+
+    def tiles(self, blocks: Tensor, scratch: ScratchPool) -> Iterator[tuple[slice, Tensor]]:
+        """Each tile's rows and its dense weights (rows, columns), valid until the next tile."""
+        for first in range(0, self.rows, self.tile_rows):
+            last = min(first + self.tile_rows, self.rows)
+            some = blocks[self.kind.size_bytes(first * self.columns) : self.kind.size_bytes(last * self.columns)]
+            tile = scratch.scratch().take("tile", (last - first, self.columns), self.dtype, blocks.device)
+            yield (
+                slice(first, last),
+                dequantize(some, self.kind, tile.shape, dtype=self.dtype, out=tile, scratch=scratch),
+            )
+
+
+@torch.no_grad()
+def linear_by_tiles(x: Tensor, blocks: Tensor, bias: Tensor | None, tiling: Tiling, scratch: ScratchPool) -> Tensor:
+    """`x @ weight.T + bias` in the dtype of the tiling, back in the dtype of `x`."""
+    flat = x.reshape(-1, tiling.columns).to(tiling.dtype)
+    y = torch.empty(flat.shape[0], tiling.rows, dtype=tiling.dtype, device=x.device)
+    for rows, tile in tiling.tiles(blocks, scratch):
+        if bias is None:
+            torch.mm(flat, tile.t(), out=y[:, rows])
+        else:
+            torch.addmm(bias[rows].to(tiling.dtype), flat, tile.t(), out=y[:, rows])
+    return y.to(x.dtype).view(*x.shape[:-1], tiling.rows)
+
+
+@torch.no_grad()
+def input_gradient_by_tiles(gradient: Tensor, blocks: Tensor, tiling: Tiling, scratch: ScratchPool) -> Tensor:
+    """`gradient @ weight`, what flows back to the activations."""
+    flat = gradient.reshape(-1, tiling.rows).to(tiling.dtype)
+    total = torch.zeros(flat.shape[0], tiling.columns, dtype=tiling.dtype, device=gradient.device)
+    for rows, tile in tiling.tiles(blocks, scratch):
+        total.addmm_(flat[:, rows], tile)
+    return total.to(gradient.dtype).view(*gradient.shape[:-1], tiling.columns)
+
+
+@torch.no_grad()
+def packed_embedding(indices: Tensor, weight: PackedTensor, config: DequantConfig) -> Tensor:
+    """The rows of `weight` at `indices`; only those are dequantised.
+
+    Args:
+        indices: integers of any shape, on the device of the weight.
+        weight: (rows, features), rows of whole blocks.
+        config: the model's choices; the result has `dequant_dtype`, or the weight's dtype.
+
+    Returns:
+        (*indices.shape, features).
+
+    Raises:
+        GgufPackedError: a row of the weight does not hold whole blocks.
+        IndexError: an index is out of range.
+    """
+    kind, features = weight.ggml_type, weight.shape[1]
+    if features % kind.block_size:
+        raise GgufPackedError(
+            f"rows of {features} weights do not hold whole {kind.name} blocks of {kind.block_size}",
+            remedy="dequantise the embedding once, when it is loaded",
+        )
+    rows = weight.packed.view(weight.shape[0], -1).index_select(0, indices.reshape(-1))
+    shape = (*indices.shape, features)
+    dtype = config.dequant_dtype or weight.dtype
+    return dequantize(rows.view(-1), kind, shape, dtype=dtype, scratch=config.scratch)

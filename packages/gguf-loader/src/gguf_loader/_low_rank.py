@@ -1,0 +1,145 @@
+"""Low-rank adapters (LoRA) beside the weights instead of in them.
+
+`(W + s * up @ down) @ x` is `W @ x + s * up @ (down @ x)`: a term of a few small products, however the weight is
+encoded. Nothing is patched, so that nothing has to be dequantised, rounded again or restored, and a change of strength
+is a change of a number. The adapters of a layer are kept as one pair of factors: ten cost little more than one.
+
+Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, section 4.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ._errors import GgufLoraError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """One adapter for one layer.
+
+    Attributes:
+        down: (rank, in_features), often called lora_A.
+        up: (out_features, rank), often called lora_B.
+        alpha: the adapter's own scale, times 1 / rank; rank when None.
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
+            raise GgufLoraError(
+                f"factors of shapes {tuple(self.down.shape)} and {tuple(self.up.shape)} are no low-rank pair",
+                remedy="down is (rank, in_features), up is (out_features, rank)",
+            )
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise GgufLoraError(f"alpha is {self.alpha}", remedy="pass a finite number, or None for the rank")
+
+    @property
+    def rank(self) -> int:
+        """The number of directions that the adapter adds."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """What the product of the factors is multiplied by at strength 1."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What belongs to one adapter in the joint factors: so many rows, and their factor."""
+
+    rank: int
+    scale: float
+    strength: float
+
+
+class LowRankTerms(nn.Module):
+    """All adapters of one layer: `x -> sum of strength * scale * up @ down @ x`.
+
+    The factors are buffers that are not saved, so that they move with the layer and do not show in its state dict.
+
+    Args:
+        in_features: of the layer.
+        out_features: of the layer.
+        dtype: of the factors and of the term.
+        device: of the layer.
+    """
+
+    down: Tensor
+    up: Tensor
+    factors: Tensor
+    handle: RemovableHandle | None = None
+
+    def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self._shares: dict[str, _Share] = {}
+        self.register_buffer("down", torch.empty(0, in_features, dtype=dtype, device=device), persistent=False)
+        self.register_buffer("up", torch.empty(out_features, 0, dtype=dtype, device=device), persistent=False)
+        self.register_buffer("factors", torch.empty(0, device=device), persistent=False)
+
+    @property
+    def strengths(self) -> Mapping[str, float]:
+        """Strength by adapter."""
+        return {name: share.strength for name, share in self._shares.items()}
+
+    def require_fit(self, name: str, adapter: LowRank) -> None:
+        """Refuse an adapter whose name is taken, or whose factors do not fit the layer.
+
+        Raises:
+            GgufLoraError: it does not fit.
+        """
+        if name in self._shares:
+            raise GgufLoraError(f"adapter {name!r} is there already", remedy="remove it first, or set its strength")
+        layer, found = (self.down.shape[1], self.up.shape[0]), (adapter.down.shape[1], adapter.up.shape[0])
+        if found != layer:
+            raise GgufLoraError(
+                f"adapter {name!r} maps {found[0]} to {found[1]} features, the layer maps {layer[0]} to {layer[1]}",
+                remedy="the adapter was made for another model",
+            )
+
+    def add(self, name: str, adapter: LowRank, strength: float) -> None:
+        """Append an adapter that fits."""
+        self.down = torch.cat([self.down, adapter.down.to(self.down)])
+        self.up = torch.cat([self.up, adapter.up.to(self.up)], 1)
+        self._shares[name] = _Share(adapter.rank, adapter.scale, strength)
+        self._write_factors()
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out."""
+        start = 0
+        for other, share in self._shares.items():
+            if other == name:
+                break
+            start += share.rank
+        end = start + self._shares.pop(name).rank
+        self.down = torch.cat([self.down[:start], self.down[end:]])
+        self.up = torch.cat([self.up[:, :start], self.up[:, end:]], 1)
+        self._write_factors()
+
+    def set_strength(self, name: str, strength: float) -> None:
+        """Change how much of an adapter is added."""
+        self._shares[name] = replace(self._shares[name], strength=strength)
+        self._write_factors()
+
+    def added_to(self, output: Tensor, x: Tensor) -> Tensor:
+        """`output` (..., out_features) plus the term of `x` (..., in_features), in the dtype of `output`."""
+        if not any(share.strength for share in self._shares.values()):
+            return output
+        inner = nn.functional.linear(x.to(self.down.dtype), self.down)
+        # Factors stay in float32: a strength of 0.3 is not one in bfloat16.
+        term = nn.functional.linear((inner * self.factors).to(self.up.dtype), self.up)
+        return output + term.to(output.dtype)
+
+    def _write_factors(self) -> None:
+        factors = [share.scale * share.strength for share in self._shares.values() for _ in range(share.rank)]
+        self.factors = torch.tensor(factors, dtype=torch.float32, device=self.down.device)
