@@ -17,6 +17,7 @@ from ._loader import GgufCheckpoint, get_gguf_metadata, gguf_sd_loader, load_ggu
 from ._metadata import GgufMetadata, MetadataValue
 from ._reader import GgufFile, open_gguf
 from ._tensors import TensorInfo
+from ._text_encoder import GgufTextEncoder, load_text_encoder
 from ._types import GGML_TYPES, GgmlType, type_by_id, type_by_name
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "GgufMetadata",
     "GgufMetadataError",
     "GgufPairingError",
+    "GgufTextEncoder",
     "GgufTokenizerError",
     "GgufTypeError",
     "GgufUnsupportedError",
@@ -41,6 +43,7 @@ __all__ = [
     "get_gguf_metadata",
     "gguf_sd_loader",
     "load_gguf",
+    "load_text_encoder",
     "open_gguf",
     "read_header",
     "type_by_id",
