@@ -1,7 +1,8 @@
 """What the engine asks of a kind of machine: memory by device name, and copies that run beside the forwards.
 
 The engine decides what is copied when; a backend knows how. `SameDeviceBackend`, `EmulatedBackend` and
-`AcceleratorBackend` are the three there are; whoever writes a fourth runs the conformance tests of this package on it.
+`AcceleratorBackend` are the three there are; whoever writes a fourth runs the conformance tests of this package on
+it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -31,12 +32,13 @@ _log = logging.getLogger(__name__)
 class AcceleratorBackend:
     """Streams to an accelerator from the host and from other accelerators of its kind.
 
-    One stream a link, events only: in the steady state the host never waits for a device, except where memory could be
-    pinned neither wholly nor partly.
+    One stream a link, events only: in the steady state the host never waits for a device, except where memory could
+    be pinned neither wholly nor partly.
 
     Args:
         pin_budget_bytes: host memory to pin at most; None for half of the machine's.
-        bounce_bytes: size of each of the buffers through which unpinned memory is copied; 0 to leave it to the driver.
+        bounce_bytes: size of each of the buffers through which unpinned memory is copied; 0 to leave it to the
+            driver.
     """
 
     def __init__(self, *, pin_budget_bytes: int | None = None, bounce_bytes: int = BOUNCE_BYTES) -> None:
@@ -155,9 +157,10 @@ class AcceleratorStreamer:
         self._unreachable = dict(unreachable)
         self._host = host
         self._bounce_bytes = bounce_bytes
-        self._hops: dict[tuple[str, int], Hop] = {}
+        self._hops: weakref.WeakValueDictionary[tuple[str, int], Hop] = weakref.WeakValueDictionary()
         self._bouncer: Bouncer | None = None
-        self._gates: list[StreamGate] = []
+        # Transfers hold their hops and slots their gates: a ring that is given back takes both along.
+        self._gates: weakref.WeakSet[StreamGate] = weakref.WeakSet()
 
     def transfer(self, donor: str, source: Tensor, target: Tensor) -> StreamTransfer:
         """A copy on the stream of `donor`, in the best way there is for its memory."""
@@ -173,9 +176,10 @@ class AcceleratorStreamer:
     def _hop(self, donor: str, target: Tensor) -> Hop:
         """The buffer between `donor` and the slot that `target` is a part of."""
         key = (donor, target.untyped_storage().data_ptr())
-        if key not in self._hops:
-            self._hops[key] = Hop(self._host.allocate(self._unreachable[donor], self._device))
-        return self._hops[key]
+        hop = self._hops.get(key)
+        if hop is None:
+            hop = self._hops[key] = Hop(self._host.allocate(self._unreachable[donor], self._device))
+        return hop
 
     def _bouncing(self) -> Bouncer | None:
         if self._bouncer is None:
@@ -189,7 +193,7 @@ class AcceleratorStreamer:
     def gate(self, slot: Tensor) -> StreamGate:
         """A gate that opens when the memory of `slot` is no longer used for anything else."""
         gate = StreamGate(slot.zero_())
-        self._gates.append(gate)
+        self._gates.add(gate)
         return gate
 
     def synchronize(self) -> None:
@@ -199,9 +203,7 @@ class AcceleratorStreamer:
         torch.accelerator.synchronize(self._device)
 
     def close(self) -> None:
-        """End the thread, drop streams and buffers."""
+        """End the thread and drop its buffers."""
         if self._bouncer is not None:
             self._bouncer.worker.close()
             self._bouncer = None
-        self._gates.clear()
-        self._hops.clear()

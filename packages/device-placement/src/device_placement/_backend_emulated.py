@@ -1,4 +1,4 @@
-"""A machine whose links are as slow as you like: all memory is the CPU's, and copies arrive when a link would deliver.
+"""A machine whose links are as slow as you like: all memory is the CPU's, copies arrive when a link would deliver.
 
 A copy's bytes are moved at once by a thread; the moment at which they count as arrived is worked out, not slept out:
 a link delivers one copy after the other, each `latency + bytes / bandwidth` after the one before it or after it was
@@ -7,6 +7,7 @@ asked for. So the emulation is as exact as the clock that the forward waits on.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -112,7 +113,7 @@ class EmulatedStreamer:
         self._lanes = lanes
         self._clock = clock
         self._worker = Worker("emulated-link")
-        self._gates: list[EmulatedGate] = []
+        self._gates: weakref.WeakSet[EmulatedGate] = weakref.WeakSet()
 
     def transfer(self, donor: str, source: Tensor, target: Tensor) -> EmulatedTransfer:
         """A copy over the link of `donor`."""
@@ -121,7 +122,7 @@ class EmulatedStreamer:
     def gate(self, slot: Tensor) -> EmulatedGate:
         """A gate of this thread."""
         gate = EmulatedGate(self._worker, self._clock)
-        self._gates.append(gate)
+        self._gates.add(gate)
         return gate
 
     def synchronize(self) -> None:
@@ -132,7 +133,6 @@ class EmulatedStreamer:
     def close(self) -> None:
         """End the thread."""
         self._worker.close()
-        self._gates.clear()
 
 
 class EmulatedTransfer:
@@ -170,7 +170,7 @@ class EmulatedTransfer:
 class EmulatedGate:
     """Forwards on the CPU are done when they return, so only copies have to be waited for."""
 
-    __slots__ = ("_clock", "_under_way", "_worker")
+    __slots__ = ("__weakref__", "_clock", "_under_way", "_worker")
 
     def __init__(self, worker: Worker, clock: Clock) -> None:
         self._worker = worker

@@ -1,8 +1,8 @@
 """Tensors as views of flat byte buffers: one buffer holds what one donor stores of one unit.
 
-A buffer starts every tensor on a 512-byte boundary and keeps the tensor's strides, so that one copy moves a whole unit
-and a view of the copy is the tensor it was. A tensor subclass that describes itself by ``__tensor_flatten__`` (packed
-quantised weights, say) is stored as the plain tensors inside it.
+A buffer starts every tensor on a 512-byte boundary and keeps the tensor's strides, so that one copy moves a whole
+unit and a view of the copy is the tensor it was. A tensor subclass that describes itself by ``__tensor_flatten__``
+(packed quantised weights, say) is stored as the plain tensors inside it.
 """
 
 from __future__ import annotations

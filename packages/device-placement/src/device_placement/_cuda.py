@@ -78,9 +78,9 @@ def _launch(device: torch.device) -> None:
 def registered_buffer(size_bytes: int) -> torch.Tensor:
     """Page-locked host memory of exactly this size, as a flat uint8 tensor.
 
-    Ordinary memory is registered with the driver, since torch's own pinned allocator rounds up to a power of two: half
-    as much again on average, and for a whole model that is many gigabytes. It is unregistered when the returned object
-    goes; views of it may live on as ordinary memory.
+    Ordinary memory is registered with the driver, since torch's own pinned allocator rounds up to a power of two:
+    half as much again on average, and for a whole model that is many gigabytes. It is unregistered when the returned
+    object goes; views of it may live on as ordinary memory.
 
     Raises:
         AllocationRefused: there is no memory, or the driver does not lock it.

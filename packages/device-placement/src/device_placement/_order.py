@@ -1,8 +1,8 @@
 """What will be called next: what followed the last time.
 
 A model calls its units in the same order pass after pass, some twice, some not at all; when it does something else (a
-cached step, an exception, another branch), it will mostly do what it did the last time it was there. So the history of
-calls predicts itself: a cursor walks one pass behind the calls, and what follows the cursor is expected next.
+cached step, an exception, another branch), it will mostly do what it did the last time it was there. So the history
+of calls predicts itself: a cursor walks one pass behind the calls, and what follows the cursor is expected next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CallOrder(Generic[Unit]):
     """The history of calls and the cursor in it.
 
     Args:
-        expected: each unit once, in the order that is expected of the first pass; at least one.
+        expected: each unit once, in the order that is expected of the first pass.
 
     >>> order = CallOrder("abcd")
     >>> [order.record(unit) for unit in "abcdab"]

@@ -1,8 +1,8 @@
 """Host memory that a device can read by itself: everything pinned, else a ring of pinned buffers, else neither.
 
 Only pinned (page-locked) memory is copied at full speed and without the host. It is scarce: the operating system may
-refuse it (WSL does so early), and what is pinned cannot be swapped out, so there is a budget. What does not get any is
-copied through a few pinned buffers by a thread; where even those are refused, the driver stages the copy.
+refuse it (WSL does so early), and what is pinned cannot be swapped out, so there is a budget. What does not get any
+is copied through a few pinned buffers by a thread; where even those are refused, the driver stages the copy.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class StreamTransfer(Protocol):
 def copy_on(stream: torch.Stream, source: Tensor, target: Tensor) -> None:
     """Copy without waiting, on `stream`; the calling thread's current streams and device stay as they are.
 
-    Bytes that come from another accelerator leave it on the stream that is current there, and so in order with what was
-    written there before.
+    Bytes that come from another accelerator leave it on the stream that is current there, and so in order with what
+    was written there before.
     """
     accelerator = torch.accelerator
     device_index = accelerator.current_device_index()
@@ -68,7 +68,7 @@ class DirectTransfer:
 class Hop:
     """A host buffer between two accelerators that cannot reach each other, one for each slot and donor."""
 
-    __slots__ = ("buffer", "drained")
+    __slots__ = ("__weakref__", "buffer", "drained")
 
     def __init__(self, buffer: Tensor) -> None:
         self.buffer = buffer
@@ -165,7 +165,7 @@ class BouncedTransfer:
 class StreamGate:
     """Orders copies into one slot against the forwards that read it, by events."""
 
-    __slots__ = ("_device_index", "_free", "_reader", "_transfers", "_unread")
+    __slots__ = ("__weakref__", "_device_index", "_free", "_reader", "_transfers", "_unread")
 
     def __init__(self, slot: Tensor) -> None:
         self._device_index = slot.device.index

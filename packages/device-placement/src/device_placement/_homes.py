@@ -1,0 +1,104 @@
+"""The homes of all tensors of a placed model: notices what the host changed, and repairs what may be repaired.
+
+The host may edit tensors (the copies are fetched again), replace them by others on the same device (these move in) or
+load a state dict. What it must not do is move them: then nothing would say on which device a forward runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from device_placement._backend import Streamer
+from device_placement._errors import HandleInvalidatedError
+from device_placement._inventory import Owner
+from device_placement._kept import Kept
+from device_placement._streamed import StreamedUnit
+
+
+class Homes:
+    """Watches over resident and streamed tensors.
+
+    Args:
+        units: units with streamed tensors.
+        residents: tensors on the compute device.
+        streamer: copies that may be reading the homes.
+
+    Attributes:
+        reloaded: `load_state_dict` ran on the model: tensors that are elsewhere now are to be brought home.
+    """
+
+    def __init__(self, units: Sequence[StreamedUnit], residents: Sequence[Kept], streamer: Streamer) -> None:
+        self.reloaded = False
+        self._units = units
+        self._residents = residents
+        self._streamer = streamer
+        self._sentinels: list[tuple[Owner, str, Tensor, int]] = []
+        self._packed_sentinels: list[Kept] = []
+        self._post_sentinels()
+
+    def _post_sentinels(self) -> None:
+        """Choose one resident tensor of each module: it tells of a `.to()` as well as all of them, and sooner."""
+        by_owner = {id(kept.entries[0][0]): kept for kept in self._residents if kept.size_bytes}
+        self._packed_sentinels = [kept for kept in by_owner.values() if kept.packed]
+        self._sentinels = [
+            (*kept.entries[0], kept.entries[0][2].data_ptr()) for kept in by_owner.values() if not kept.packed
+        ]
+
+    def check_residents(self) -> None:
+        """Let replaced resident tensors move in.
+
+        Raises:
+            HandleInvalidatedError: some were moved.
+        """
+        for owner, key, tensor, pointer in self._sentinels:
+            if owner.get(key) is not tensor or tensor.data_ptr() != pointer:
+                break
+        else:
+            if all(kept.is_home() for kept in self._packed_sentinels):
+                return
+        self._settle(self._residents)
+        self._post_sentinels()
+
+    def settle(self, unit: StreamedUnit) -> None:
+        """Bring home what the host replaced in a unit, and accept what it edited.
+
+        Raises:
+            HandleInvalidatedError: it moved or deleted something.
+        """
+        self._settle(unit.tensors)
+        unit.note()
+
+    def _settle(self, tensors: Sequence[Kept]) -> None:
+        strays = [kept for kept in tensors if not kept.is_home()]
+        lost = [kept.name for kept in strays if not kept.adoptable()]
+        if lost:
+            raise HandleInvalidatedError(lost, "moved to another device or memory")
+        self._bring_home(strays)
+        for kept in tensors:
+            kept.note()
+
+    def restore(self) -> None:
+        """Bring every tensor home from wherever it is.
+
+        Raises:
+            HandleInvalidatedError: a tensor is gone or has another shape or dtype.
+        """
+        everything = [*self._residents, *(kept for unit in self._units for kept in unit.tensors)]
+        self._bring_home([kept for kept in everything if not kept.is_home()])
+        for kept in everything:
+            kept.note()
+        for unit in self._units:
+            unit.note()
+        self._post_sentinels()
+        self.reloaded = False
+
+    def _bring_home(self, strays: Sequence[Kept]) -> None:
+        if strays:
+            # A copy that still reads the old bytes must not see half of the new ones.
+            self._streamer.synchronize()
+            with torch.inference_mode(False), torch.no_grad():
+                for kept in strays:
+                    kept.bring_home()

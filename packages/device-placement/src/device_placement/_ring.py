@@ -1,0 +1,92 @@
+"""The slots of one placed model, and what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from device_placement._backend import AllocationRefused, Backend, Streamer
+from device_placement._errors import BudgetTooSmallError
+from device_placement._streamed import Slot, StreamedUnit
+
+
+class Ring:
+    """Equal slots on the compute device. A slot is filled again only when another unit needs it.
+
+    Args:
+        slots: the slots.
+        streamer: copies into them.
+    """
+
+    def __init__(self, slots: Sequence[Slot], streamer: Streamer) -> None:
+        self.slots = list(slots)
+        self._streamer = streamer
+
+    @classmethod
+    def of_shared_memory(cls, units: Sequence[StreamedUnit], streamer: Streamer) -> Ring:
+        """A slot for each unit that never has to be filled: forwards read the donors' buffers."""
+        ring = cls([], streamer)
+        for index, unit in enumerate(units):
+            slot = Slot(index, None, streamer.gate(unit.shares[0].buffer))
+            slot.unit, unit.slot = unit, slot
+            ring.slots.append(slot)
+        return ring
+
+    @classmethod
+    def allocated(cls, count: int, slot_bytes: int, compute: str, backend: Backend, streamer: Streamer) -> Ring:
+        """Slots in memory of the compute device.
+
+        Raises:
+            BudgetTooSmallError: it has no room for them.
+        """
+        slots: list[Slot] = []
+        try:
+            for index in range(count):
+                buffer = backend.allocate(compute, slot_bytes)
+                slots.append(Slot(index, buffer, streamer.gate(buffer)))
+        except AllocationRefused as refusal:
+            raise BudgetTooSmallError(
+                device=compute,
+                what=f"{count} streaming slots of {slot_bytes} bytes",
+                needed_bytes=count * slot_bytes,
+                available_bytes=len(slots) * slot_bytes,
+                remedy=f"keep less of the model resident, or plan fewer slots ({refusal.answer})",
+            ) from refusal
+        return cls(slots, streamer)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all slots."""
+        return sum(slot.buffer.numel() for slot in self.slots if slot.buffer is not None)
+
+    def load(self, unit: StreamedUnit, wanted: Sequence[StreamedUnit]) -> Slot | None:
+        """Start to bring `unit` into a slot that no forward reads and that holds none of the units `wanted` soon.
+
+        Returns:
+            the slot, or None when there is none to be had.
+        """
+        for slot in self.slots:
+            if not slot.busy and slot.unit not in wanted:
+                return self._fill(slot, unit)
+        return None
+
+    def load_anywhere(self, unit: StreamedUnit) -> Slot | None:
+        """The same, at the cost of a unit that is wanted later."""
+        for slot in reversed(self.slots):
+            if not slot.busy:
+                return self._fill(slot, unit)
+        return None
+
+    def _fill(self, slot: Slot, unit: StreamedUnit) -> Slot:
+        if slot.unit is not None:
+            slot.unit.slot = None
+        slot.unit = None
+        slot.gate.fill(unit.transfers(slot, self._streamer))
+        slot.unit, unit.slot = unit, slot
+        unit.fetches += 1
+        return slot
+
+    def refill(self, unit: StreamedUnit) -> None:
+        """Bring the unit again into the slot it is in, because its values changed at home."""
+        slot = unit.slot
+        if slot is not None and slot.buffer is not None:
+            self._fill(slot, unit)

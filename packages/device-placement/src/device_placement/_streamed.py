@@ -1,0 +1,169 @@
+"""A unit whose tensors are exchanged for their copies in a slot while its forward runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from device_placement._backend import Gate, Streamer, Transfer
+from device_placement._inventory import Owner
+from device_placement._kept import Entry, Kept, Watch, same_parts
+
+Exchange = tuple[Owner, str, Tensor, Tensor]
+"""An entry of a module, what belongs there between forwards, and what does during one."""
+
+
+class Share:
+    """What one donor stores of one unit: a flat buffer, and where it goes in a slot."""
+
+    __slots__ = ("buffer", "donor", "slot_offset")
+
+    def __init__(self, donor: str, buffer: Tensor, slot_offset: int) -> None:
+        self.donor = donor
+        self.buffer = buffer
+        self.slot_offset = slot_offset
+
+    def part_of(self, slot: Tensor) -> Tensor:
+        """The bytes of a slot that this share fills."""
+        return slot[self.slot_offset : self.slot_offset + self.buffer.numel()]
+
+
+class Slot:
+    """A buffer on the compute device that units take turns in.
+
+    Attributes:
+        index: its number.
+        buffer: the bytes; None where donors share the memory of the compute device: each unit then has its own slot.
+        gate: orders copies against forwards.
+        unit: whose bytes are in it, or on their way.
+        busy: a forward reads it now.
+        start: address of the first byte.
+        end: address after the last.
+    """
+
+    __slots__ = ("buffer", "busy", "end", "gate", "index", "start", "unit")
+
+    def __init__(self, index: int, buffer: Tensor | None, gate: Gate) -> None:
+        self.index = index
+        self.buffer = buffer
+        self.gate = gate
+        self.unit: StreamedUnit | None = None
+        self.busy = False
+        self.start = 0 if buffer is None else buffer.data_ptr()
+        self.end = 0 if buffer is None else self.start + buffer.numel()
+
+
+class StreamedUnit:
+    """What the engine knows of one unit with streamed tensors.
+
+    Args:
+        path: of its module.
+        shares: its bytes by donor.
+        kept: its streamed tensors, each with the index of its share.
+
+    Attributes:
+        entries: all entries of its modules that refer to streamed tensors, as they are between forwards.
+        slot: where its bytes are, or None.
+        depth: how often it is being called, by the thread `owner`.
+        calls: forwards so far.
+        fetches: times its bytes were brought over.
+        scouts: hooks on parts that are looked out for, until the first call shows who is called.
+    """
+
+    __slots__ = (
+        *("_current", "_exchanges", "_packed", "_transfers", "_version", "_watches", "calls", "depth", "entries"),
+        *("fetches", "kept", "owner", "path", "scouts", "shares", "slot"),
+    )
+
+    def __init__(self, path: str, shares: tuple[Share, ...], kept: tuple[tuple[int, Kept], ...]) -> None:
+        self.path = path
+        self.shares = shares
+        self.kept = kept
+        self.slot: Slot | None = None
+        self.depth = 0
+        self.owner = 0
+        self.calls = 0
+        self.fetches = 0
+        self.scouts: dict[nn.Module, tuple[RemovableHandle, RemovableHandle]] = {}
+        self._exchanges: dict[int, tuple[Exchange, ...]] = {}
+        self._current: tuple[Exchange, ...] = ()
+        self._version = 0
+        self._transfers: dict[int, tuple[Transfer, ...]] = {}
+        self.note()
+
+    @property
+    def tensors(self) -> list[Kept]:
+        """Its streamed tensors."""
+        return [kept for _, kept in self.kept]
+
+    def note(self) -> None:
+        """Take what the entries refer to now for what belongs there; views made for other objects are dropped."""
+        self.entries: tuple[Entry, ...] = tuple(entry for kept in self.tensors for entry in kept.entries)
+        self._watches: tuple[Watch, ...] = tuple(watch for kept in self.tensors for watch in kept.watches)
+        self._packed = tuple(packed for kept in self.tensors for packed in kept.packed)
+        self._exchanges.clear()
+
+    def is_untouched(self) -> bool:
+        """Whether every tensor is the one that was put here, with the values that were copied."""
+        try:
+            for owner, key, home in self.entries:
+                if owner[key] is not home:
+                    return False
+        except KeyError:
+            return False
+        for part, pointer, version in self._watches:
+            if part.data_ptr() != pointer or part._version != version:
+                return False
+        return not self._packed or all(same_parts(tensor, parts) for tensor, parts in self._packed)
+
+    def exchange(self, slot: Slot) -> None:
+        """Let the modules refer to the copies in `slot`, until `restore`."""
+        exchanges = self._exchanges.get(slot.index)
+        if exchanges is None:
+            exchanges = self._exchanges[slot.index] = self._exchanges_for(slot)
+        for owner, key, _, view in exchanges:
+            owner[key] = view
+        slot.busy = True
+        self._current = exchanges
+        if slot.buffer is not None:
+            self._version = slot.buffer._version
+
+    def restore(self) -> None:
+        """Let the modules refer to the homes again, except where a forward put something else; the slot is free."""
+        for owner, key, home, view in self._current:
+            if owner.get(key) is view:
+                owner[key] = home
+        self._current = ()
+        assert self.slot is not None
+        self.slot.gate.release()
+        self.slot.busy = False
+
+    def wrote_to(self, buffer: Tensor) -> bool:
+        """Whether something wrote to the slot since `exchange`: its views count as one tensor."""
+        return buffer._version != self._version
+
+    def _exchanges_for(self, slot: Slot) -> tuple[Exchange, ...]:
+        views: dict[int, Tensor] = {}
+        # A tensor made in the caller's inference mode could not be used by a forward outside it later.
+        with torch.inference_mode(False), torch.no_grad():
+            for share_index, kept in self.kept:
+                share = self.shares[share_index]
+                views |= kept.views(share.buffer if slot.buffer is None else share.part_of(slot.buffer))
+        return tuple((owner, key, home, views[id(home)]) for owner, key, home in self.entries)
+
+    def transfers(self, slot: Slot, streamer: Streamer) -> tuple[Transfer, ...]:
+        """The copies that bring the unit into a slot; made once."""
+        transfers = self._transfers.get(slot.index)
+        if transfers is None:
+            assert slot.buffer is not None
+            transfers = self._transfers[slot.index] = tuple(
+                streamer.transfer(share.donor, share.buffer, share.part_of(slot.buffer)) for share in self.shares
+            )
+        return transfers
+
+    def forget_slots(self) -> None:
+        """Drop everything that refers to slots, which are about to go."""
+        self.slot = None
+        self._exchanges.clear()
+        self._transfers.clear()
