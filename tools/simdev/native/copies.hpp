@@ -68,6 +68,8 @@ inline Tensor borrow(const Tensor& t) {
   Tensor borrowed = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
                                                              c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
   borrowed.unsafeGetTensorImpl()->set_sizes_and_strides(t.sizes(), t.strides(), t.storage_offset());
+  borrowed._set_conj(t.is_conj());
+  borrowed._set_neg(t.is_neg());
   return borrowed;
 }
 

@@ -41,9 +41,14 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("convolution_overrideable", convolution);
   // torch decomposes these for a backend that does not list them, and the parts round otherwise than the CPU's kernel.
-  for (const char* name : {"native_layer_norm", "native_group_norm", "_fused_rms_norm"})
+  for (const char* name :
+       {"native_layer_norm", "native_group_norm", "silu_backward", "mish_backward"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
 }
+
+// A copy conjugates and negates by itself. torch's fallbacks would make a copy first, by this very operator, for ever.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 
 // Loading the library is what makes the backend known; the number of devices follows with simdev_start.
 static const bool registered = [] {

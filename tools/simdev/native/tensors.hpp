@@ -5,29 +5,25 @@
 
 namespace simdev {
 
-inline int check_options(std::optional<at::Layout> layout, std::optional<Device> device,
-                         std::optional<bool> pin_memory) {
-  TORCH_CHECK(c10::layout_or_default(layout) == c10::Layout::Strided, "simdev: only strided tensors; ", *layout,
-              " is not simulated");
+inline Device checked_device(std::optional<Device> device, std::optional<bool> pin_memory) {
   TORCH_CHECK(!c10::pinned_memory_or_default(pin_memory),
               "simdev: pinned memory is host memory; ask for it with device='cpu'");
   const auto d = c10::device_or_default(device);
-  return d.has_index() ? d.index() : current_device;
+  return torch_device(d.has_index() ? d.index() : current_device);
 }
 
 constexpr auto kKeys = c10::DispatchKeySet(c10::DispatchKey::PrivateUse1);
 
-inline Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> type, std::optional<at::Layout> layout,
+inline Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> type, std::optional<at::Layout>,
                     std::optional<Device> device, std::optional<bool> pin_memory,
                     std::optional<at::MemoryFormat> format) {
-  const c10::DeviceGuard guard(torch_device(check_options(layout, device, pin_memory)));
+  const c10::DeviceGuard guard(checked_device(device, pin_memory));
   return at::detail::empty_generic(size, &immortal<DeviceAllocator>(), kKeys, c10::dtype_or_default(type), format);
 }
 
 inline Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> type,
-                            std::optional<at::Layout> layout, std::optional<Device> device,
-                            std::optional<bool> pin_memory) {
-  const c10::DeviceGuard guard(torch_device(check_options(layout, device, pin_memory)));
+                            std::optional<at::Layout>, std::optional<Device> device, std::optional<bool> pin_memory) {
+  const c10::DeviceGuard guard(checked_device(device, pin_memory));
   return at::detail::empty_strided_generic(size, stride, &immortal<DeviceAllocator>(), kKeys,
                                            c10::dtype_or_default(type));
 }
