@@ -18,6 +18,7 @@ from ._metadata import GgufMetadata, MetadataValue
 from ._reader import GgufFile, open_gguf
 from ._tensors import TensorInfo
 from ._text_encoder import GgufTextEncoder, load_text_encoder
+from ._tokenizers import RebuiltTokenizer, rebuild_tokenizer
 from ._types import GGML_TYPES, GgmlType, type_by_id, type_by_name
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "GgufTypeError",
     "GgufUnsupportedError",
     "MetadataValue",
+    "RebuiltTokenizer",
     "TensorInfo",
     "ValueType",
     "get_gguf_metadata",
@@ -46,6 +48,7 @@ __all__ = [
     "load_text_encoder",
     "open_gguf",
     "read_header",
+    "rebuild_tokenizer",
     "type_by_id",
     "type_by_name",
 ]
