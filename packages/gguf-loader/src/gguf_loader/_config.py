@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ._backend import Backend, require_backend
 from ._packed import require_logical_dtype
 from ._scratch import ScratchPool
 
@@ -20,15 +21,18 @@ class DequantConfig:
         patch_dtype: dtype that low-rank terms (LoRA) are kept and computed in; that of the product when None.
         tile_weights: weights of a linear layer that are dense at a time; None leaves it to the device: 1 Mi on the CPU,
             where a tile should stay in the cache, and 64 Mi elsewhere, where few large products are faster.
+        backend: `auto` (Triton on CUDA devices where it is installed, else eager torch), `eager` or `triton`.
         scratch: working memory of the model's layers, one set a thread.
     """
 
     dequant_dtype: torch.dtype | None = None
     patch_dtype: torch.dtype | None = None
     tile_weights: int | None = None
+    backend: Backend = "auto"
     scratch: ScratchPool = field(default_factory=ScratchPool, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        require_backend(self.backend)
         for dtype in (self.dequant_dtype, self.patch_dtype):
             if dtype is not None:
                 require_logical_dtype(dtype)

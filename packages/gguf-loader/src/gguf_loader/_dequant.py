@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _kernels_basic, _kernels_codebook, _kernels_iq, _kernels_k, _kernels_ternary
+from ._backend import Backend, uses_triton
 from ._errors import GgufPackedError, GgufTypeError
 from ._kernel import Kernel
 from ._lanes import Lanes
@@ -56,6 +57,7 @@ def dequantize(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
     scratch: ScratchPool | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """The weights of packed blocks, bit for bit those of ggml's own conversion to float32.
 
@@ -68,6 +70,7 @@ def dequantize(
         dtype: dtype of the result.
         out: contiguous tensor of that shape and dtype, on the device of `data`, to write to.
         scratch: working memory to reuse (at most 7 MiB a thread); fresh for this call when not given.
+        backend: `auto`, `eager` (torch operations, on any device) or `triton`.
 
     Returns:
         `out`, or a fresh tensor.
@@ -75,7 +78,7 @@ def dequantize(
     Raises:
         GgufTypeError: the type has no conversion to float32 (Q8_1 and Q8_K, which exist between two operations only),
             or the shape does not hold whole blocks.
-        GgufPackedError: data or out do not fit.
+        GgufPackedError: data or out do not fit, or Triton is demanded where it cannot work.
 
     >>> from ._types import type_by_name
     >>> blocks = torch.tensor([0, 0x3C, *range(16)], dtype=torch.uint8)  # scale 1.0, nibbles 0..15 and 0
@@ -91,7 +94,7 @@ def dequantize(
     if torch.compiler.is_compiling():
         from ._op import dequantize_op
 
-        found: Tensor = dequantize_op(data, ggml_type.id, list(shape), dtype)
+        found: Tensor = dequantize_op(data, ggml_type.id, list(shape), dtype, backend)
         return found if out is None else out.copy_(found)
     native, kernel = NATIVE_DTYPES.get(ggml_type.name), KERNELS.get(ggml_type.name)
     if out is None:
@@ -106,6 +109,11 @@ def dequantize(
             f"{ggml_type.name} blocks have no conversion to weights",
             remedy="the type is a working format of ggml that no checkpoint should hold; convert the file again",
         )
+    if uses_triton(backend, data.device):
+        from ._triton import dequantize_by_triton
+
+        dequantize_by_triton(data, ggml_type, out)
+        return out
     with torch.inference_mode():
         pool = ScratchPool() if scratch is None else scratch
         _run(kernel, data.view(-1, ggml_type.type_size), ggml_type.block_size, out.view(-1), pool)

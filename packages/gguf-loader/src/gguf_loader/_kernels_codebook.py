@@ -33,6 +33,12 @@ def _table(values: tuple[int, ...], device: torch.device) -> Tensor:
     return entries.view(torch.int32).view(-1).to(device)
 
 
+@functools.cache
+def values_table(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """The sixteen values as int8."""
+    return torch.tensor(values, dtype=torch.int8, device=device)
+
+
 def _codes(lanes: Lanes, packed: Tensor, values: tuple[int, ...], run: int) -> Tensor:
     """The values of the low codes of `run` bytes, then of their high codes, and so on; int8."""
     x = lanes.gather("x", packed).view(-1)

@@ -38,8 +38,7 @@ def _sign_bits(codes: Tensor) -> Tensor:
     return torch.cat([seven, seven.sum(1, keepdim=True) & 1], 1)
 
 
-@functools.cache
-def _signed_table(name: str, grid_bits: int, device: torch.device) -> Tensor:
+def _signed(name: str, grid_bits: int, device: torch.device) -> Tensor:
     """Grid points under all 128 sign patterns: index = point | pattern << grid_bits."""
     signs = 1 - 2 * _sign_bits(torch.arange(128))
     points = _grid(name).unsqueeze(0) * signs.unsqueeze(1)
@@ -47,8 +46,40 @@ def _signed_table(name: str, grid_bits: int, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _grid_table(name: str, device: torch.device) -> Tensor:
-    return _entries(_grid(name), device)
+def iq2_xxs_table(device: torch.device) -> Tensor:
+    """Signed points: index = point (8 bits) | sign pattern << 8."""
+    return _signed("IQ2_XXS", 8, device)
+
+
+@functools.cache
+def iq2_xs_table(device: torch.device) -> Tensor:
+    """Signed points: index = point (9 bits) | sign pattern << 9."""
+    return _signed("IQ2_XS", 9, device)
+
+
+@functools.cache
+def iq2_s_table(device: torch.device) -> Tensor:
+    """1024 points of eight weights."""
+    return _entries(_grid("IQ2_S"), device)
+
+
+@functools.cache
+def iq3_xxs_table(device: torch.device) -> Tensor:
+    """256 points of four weights."""
+    return _entries(_grid("IQ3_XXS"), device)
+
+
+@functools.cache
+def iq3_s_table(device: torch.device) -> Tensor:
+    """512 points of four weights."""
+    return _entries(_grid("IQ3_S"), device)
+
+
+@functools.cache
+def iq1_table(device: torch.device) -> Tensor:
+    """Points times 8, plus 1, then the same minus 1: index = point (11 bits) | sign of the shift << 11."""
+    points = _grid("IQ1_S") * 8
+    return _entries(torch.cat([points + 1, points - 1]), device)
 
 
 @functools.cache
@@ -59,14 +90,8 @@ def _minus_table(device: torch.device) -> Tensor:
 
 @functools.cache
 def _minus_table_of_seven(device: torch.device) -> Tensor:
+    """Seven sign bits, and the one that follows from them, as eight bytes: 0, or -1 for a minus."""
     return _entries(-_sign_bits(torch.arange(128)), device)
-
-
-@functools.cache
-def _iq1_table(device: torch.device) -> Tensor:
-    """Points times 8, plus 1, then the same minus 1: index = point | delta sign << 11."""
-    points = _grid("IQ1_S") * 8
-    return _entries(torch.cat([points + 1, points - 1]), device)
 
 
 def _negated(points: Tensor, minus: Tensor) -> Tensor:
@@ -103,7 +128,7 @@ def _iq2_xxs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     words = lanes.gather("x", b[:, 2:66].view(torch.int16)).view(torch.int32).view(-1, 2)
     index = _fields(lanes, words[:, 1], range(0, 28, 7), 127)
     index.bitwise_left_shift_(8).bitwise_or_(words[:, :1].contiguous().view(torch.uint8))
-    scaled(w, signed(lanes.lookup("q", _signed_table("IQ2_XXS", 8, lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", iq2_xxs_table(lanes.device), index)), scale)
 
 
 def _iq2_xs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -113,7 +138,7 @@ def _iq2_xs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq2_xs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # 9 bits of the point and 7 of the signs: the int16 is the index of the signed table as it stands.
     index = lanes.integers("index", b[:, 2:66].view(torch.int16)).bitwise_and_(0xFFFF)
-    scaled(w, signed(lanes.lookup("q", _signed_table("IQ2_XS", 9, lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", iq2_xs_table(lanes.device), index)), scale)
 
 
 def _iq2_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -123,7 +148,7 @@ def _iq2_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq2_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     index = _fields(lanes, b[:, 66:74], range(0, 8, 2), 3).view(-1, 32)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, 2:34])
-    points = lanes.lookup("q", _grid_table("IQ2_S", lanes.device), index)
+    points = lanes.lookup("q", iq2_s_table(lanes.device), index)
     minus = lanes.lookup("extra", _minus_table(lanes.device), lanes.integers("index", b[:, 34:66]))
     scaled(w, _negated(points, minus), scale)
 
@@ -134,7 +159,7 @@ def _iq3_xxs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 
 def _iq3_xxs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    points = lanes.lookup("q", _grid_table("IQ3_XXS", lanes.device), lanes.integers("index", b[:, 2:66]))
+    points = lanes.lookup("q", iq3_xxs_table(lanes.device), lanes.integers("index", b[:, 2:66]))
     words = lanes.gather("x", b[:, 66:98].view(torch.int16)).view(torch.int32)
     signs = _fields(lanes, words, range(0, 28, 7), 127)
     minus = lanes.lookup("extra", _minus_table_of_seven(lanes.device), signs)
@@ -148,7 +173,7 @@ def _iq3_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq3_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     index = _fields(lanes, b[:, 66:74], range(8), 1).view(-1, 64)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, 2:66])
-    points = lanes.lookup("q", _grid_table("IQ3_S", lanes.device), index)
+    points = lanes.lookup("q", iq3_s_table(lanes.device), index)
     minus = lanes.lookup("extra", _minus_table(lanes.device), lanes.integers("index", b[:, 74:106]))
     scaled(w, _negated(points, minus), scale)
 
@@ -166,7 +191,7 @@ def _iq1_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     delta = lanes.integers("bit", high).bitwise_and_(0x8000).bitwise_right_shift_(4).unsqueeze(-1)
     index.bitwise_left_shift_(8).bitwise_or_(delta)
     index = index.view(-1, 32).bitwise_or_(b[:, 2:34])
-    scaled(w, signed(lanes.lookup("q", _iq1_table(lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", iq1_table(lanes.device), index)), scale)
 
 
 def _iq1_m_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -182,7 +207,7 @@ def _iq1_m(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # A nibble for 8 weights: 3 high bits of the point and the sign of the delta, which is the index's top bits.
     index = _fields(lanes, b[:, 32:48], range(0, 8, 4), 15).view(-1, 32)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, :32])
-    scaled(w, signed(lanes.lookup("q", _iq1_table(lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", iq1_table(lanes.device), index)), scale)
 
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(

@@ -63,8 +63,9 @@ class _PackedConv(_Packed):
     def forward(self, input: Tensor) -> Tensor:
         """As the torch layer; the weight, mostly small, is dequantised as a whole in the dtype of the product."""
         dtype = self.config.dequant_dtype or input.dtype
-        blocks = self.packed_weight
-        weight = dequantize(blocks.packed, blocks.ggml_type, blocks.shape, dtype=dtype, scratch=self.config.scratch)
+        kind, blocks, shape = self.packed_weight.ggml_type, self.packed_weight.packed, self.packed_weight.shape
+        config = self.config
+        weight = dequantize(blocks, kind, shape, dtype=dtype, scratch=config.scratch, backend=config.backend)
         bias = None if self.bias is None else self.bias.to(dtype)
         found: Tensor = self._conv_forward(input.to(dtype), weight, bias)  # type: ignore[operator]
         return found.to(input.dtype)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._backend import Backend
 from ._config import DequantConfig
 from ._dequant import dequantize
 from ._errors import GgufPackedError
@@ -37,17 +38,21 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
             f"activations of shape {tuple(x.shape)} do not fit a weight of shape {tuple(weight.shape)}",
             remedy="the last dimension of the activations must be the number of columns of the weight",
         )
-    dtype = config.dequant_dtype or x.dtype
-    tile_weights = config.tile_weights_on(x.device)
+    tiling = Tiling(
+        kind=weight.ggml_type,
+        rows=weight.shape[0],
+        columns=weight.shape[1],
+        dtype=config.dequant_dtype or x.dtype,
+        tile_weights=config.tile_weights_on(x.device),
+        backend=config.backend,
+    )
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if needs_grad or torch.compiler.is_compiling():
         from ._op import linear_op
 
-        found: Tensor = linear_op(x, weight.packed, bias, weight.ggml_type.id, weight.shape[0], dtype, tile_weights)
+        kind, rows, dtype = tiling.kind, tiling.rows, tiling.dtype
+        found: Tensor = linear_op(x, weight.packed, bias, kind.id, rows, dtype, tiling.tile_weights, tiling.backend)
         return found
-    tiling = Tiling(
-        kind=weight.ggml_type, rows=weight.shape[0], columns=weight.shape[1], dtype=dtype, tile_weights=tile_weights
-    )
     return linear_by_tiles(x, weight.packed, bias, tiling, config.scratch)
 
 
@@ -61,6 +66,7 @@ class Tiling:
         columns: columns, the weights of a row.
         dtype: of the dense tiles.
         tile_weights: weights that are dense at a time.
+        backend: what makes them dense.
     """
 
     kind: GgmlType
@@ -68,6 +74,7 @@ class Tiling:
     columns: int
     dtype: torch.dtype
     tile_weights: int
+    backend: Backend = "auto"
 
     @property
     def tile_rows(self) -> int:
@@ -83,7 +90,9 @@ class Tiling:
             tile = scratch.scratch().take("tile", (last - first, self.columns), self.dtype, blocks.device)
             yield (
                 slice(first, last),
-                dequantize(some, self.kind, tile.shape, dtype=self.dtype, out=tile, scratch=scratch),
+                dequantize(
+                    some, self.kind, tile.shape, dtype=self.dtype, out=tile, scratch=scratch, backend=self.backend
+                ),
             )
 
 
@@ -135,4 +144,4 @@ def packed_embedding(indices: Tensor, weight: PackedTensor, config: DequantConfi
     rows = weight.packed.view(weight.shape[0], -1).index_select(0, indices.reshape(-1))
     shape = (*indices.shape, features)
     dtype = config.dequant_dtype or weight.dtype
-    return dequantize(rows.view(-1), kind, shape, dtype=dtype, scratch=config.scratch)
+    return dequantize(rows.view(-1), kind, shape, dtype=dtype, scratch=config.scratch, backend=config.backend)

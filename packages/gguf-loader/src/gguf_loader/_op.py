@@ -7,11 +7,12 @@ then fresh in every call.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ._backend import Backend
 from ._dequant import dequantize
 from ._linear import Tiling, input_gradient_by_tiles, linear_by_tiles
 from ._scratch import ScratchPool
@@ -19,13 +20,13 @@ from ._types import type_by_id
 
 
 @torch.library.custom_op("gguf_loader::dequantize", mutates_args=())
-def dequantize_op(packed: Tensor, type_id: int, shape: list[int], dtype: torch.dtype) -> Tensor:
+def dequantize_op(packed: Tensor, type_id: int, shape: list[int], dtype: torch.dtype, backend: str = "auto") -> Tensor:
     """Weights of packed blocks; see `dequantize`. `type_id` is the number of the ggml type."""
-    return dequantize(packed, type_by_id(type_id), shape, dtype=dtype)
+    return dequantize(packed, type_by_id(type_id), shape, dtype=dtype, backend=cast(Backend, backend))
 
 
 @dequantize_op.register_fake
-def _(packed: Tensor, type_id: int, shape: list[int], dtype: torch.dtype) -> Tensor:
+def _(packed: Tensor, type_id: int, shape: list[int], dtype: torch.dtype, backend: str = "auto") -> Tensor:
     return packed.new_empty(shape, dtype=dtype)
 
 
@@ -38,9 +39,10 @@ def linear_op(
     out_features: int,
     dtype: torch.dtype,
     tile_weights: int,
+    backend: str = "auto",
 ) -> Tensor:
     """Product with a packed matrix; see `packed_linear`."""
-    tiling = _tiling(type_id, out_features, x.shape[-1], dtype, tile_weights)
+    tiling = _tiling(type_id, out_features, x.shape[-1], dtype, tile_weights, backend)
     return linear_by_tiles(x, packed, bias, tiling, ScratchPool())
 
 
@@ -53,34 +55,49 @@ def _(
     out_features: int,
     dtype: torch.dtype,
     tile_weights: int,
+    backend: str = "auto",
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
 @torch.library.custom_op("gguf_loader::linear_backward", mutates_args=())
 def linear_backward_op(
-    gradient: Tensor, packed: Tensor, type_id: int, in_features: int, dtype: torch.dtype, tile_weights: int
+    gradient: Tensor,
+    packed: Tensor,
+    type_id: int,
+    in_features: int,
+    dtype: torch.dtype,
+    tile_weights: int,
+    backend: str = "auto",
 ) -> Tensor:
     """Gradient of `linear` with respect to its activations."""
-    tiling = _tiling(type_id, gradient.shape[-1], in_features, dtype, tile_weights)
+    tiling = _tiling(type_id, gradient.shape[-1], in_features, dtype, tile_weights, backend)
     return input_gradient_by_tiles(gradient, packed, tiling, ScratchPool())
 
 
 @linear_backward_op.register_fake
 def _(
-    gradient: Tensor, packed: Tensor, type_id: int, in_features: int, dtype: torch.dtype, tile_weights: int
+    gradient: Tensor,
+    packed: Tensor,
+    type_id: int,
+    in_features: int,
+    dtype: torch.dtype,
+    tile_weights: int,
+    backend: str = "auto",
 ) -> Tensor:
     return gradient.new_empty((*gradient.shape[:-1], in_features))
 
 
-def _tiling(type_id: int, rows: int, columns: int, dtype: torch.dtype, tile_weights: int) -> Tiling:
-    return Tiling(kind=type_by_id(type_id), rows=rows, columns=columns, dtype=dtype, tile_weights=tile_weights)
+def _tiling(type_id: int, rows: int, columns: int, dtype: torch.dtype, tile_weights: int, backend: str) -> Tiling:
+    kind = type_by_id(type_id)
+    chosen = cast(Backend, backend)
+    return Tiling(kind=kind, rows=rows, columns=columns, dtype=dtype, tile_weights=tile_weights, backend=chosen)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, packed, bias, type_id, _, dtype, tile_weights = inputs
+    x, packed, bias, type_id, _, *choices = inputs
     ctx.save_for_backward(packed)
-    ctx.arguments = (type_id, x.shape[-1], dtype, tile_weights)
+    ctx.arguments = (type_id, x.shape[-1], *choices)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
@@ -88,7 +105,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     (packed,) = ctx.saved_tensors
     of_x = linear_backward_op(gradient, packed, *ctx.arguments) if ctx.needs_input_grad[0] else None
     of_bias = gradient.flatten(0, -2).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-    return of_x, None, of_bias, None, None, None, None
+    return of_x, None, of_bias, None, None, None, None, None
 
 
 linear_op.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -13,6 +13,7 @@ from ._packed_ops import HANDLERS
 from ._types import GgmlType, type_by_name
 
 if TYPE_CHECKING:
+    from ._backend import Backend
     from ._scratch import ScratchPool
 
 LOGICAL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -84,6 +85,7 @@ class PackedTensor(torch.Tensor):
         *,
         out: torch.Tensor | None = None,
         scratch: ScratchPool | None = None,
+        backend: Backend = "auto",
     ) -> torch.Tensor:
         """The weights, computed in float32 as ggml computes them and rounded once.
 
@@ -92,6 +94,7 @@ class PackedTensor(torch.Tensor):
             out: contiguous tensor of this shape, on this device, that receives the weights. A fresh result costs
                 more than the arithmetic, so whoever dequantises often keeps one.
             scratch: working memory that outlives the call; fresh (at most 7 MiB) when not given.
+            backend: `auto`, `eager` or `triton`; see `gguf_loader.dequantize`.
 
         Returns:
             `out`, or a fresh dense tensor of this shape.
@@ -103,7 +106,9 @@ class PackedTensor(torch.Tensor):
 
         if dtype is None:
             dtype = self.dtype if out is None else out.dtype
-        return dequantize(self.packed, self.ggml_type, self.shape, dtype=dtype, out=out, scratch=scratch)
+        return dequantize(
+            self.packed, self.ggml_type, self.shape, dtype=dtype, out=out, scratch=scratch, backend=backend
+        )
 
     def with_blocks(
         self, data: torch.Tensor, shape: Sequence[int] | None = None, *, dtype: torch.dtype | None = None

@@ -1,0 +1,102 @@
+"""Dequantisation by Triton: one kernel launch, no working memory, every byte moved once.
+
+The only module that imports Triton, which comes with torch for NVIDIA, AMD and Intel GPUs and not otherwise; it is
+imported when blocks on such a device are first dequantised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _kernels_codebook as codebook
+from . import _kernels_iq as iq
+from . import _triton_basic as basic
+from . import _triton_iq as grids
+from . import _triton_k as k
+from ._triton_kernel import WEIGHTS_PER_PROGRAM, dequantize_kernel
+from ._types import GgmlType
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """What the kernel needs for one type.
+
+    Attributes:
+        function: the decoding function.
+        table: makes the table that it reads, on a device; None if it reads none.
+    """
+
+    function: Any
+    table: Callable[[torch.device], Tensor] | None = None
+
+
+def _iq4_table(device: torch.device) -> Tensor:
+    return codebook.values_table(codebook.IQ4_VALUES, device)
+
+
+def _e2m1_table(device: torch.device) -> Tensor:
+    return codebook.values_table(codebook.E2M1_DOUBLED, device)
+
+
+DECODERS: Mapping[str, Decoder] = MappingProxyType(
+    {
+        "Q1_0": Decoder(basic.q1_0),
+        "Q2_0": Decoder(basic.q2_0),
+        "Q4_0": Decoder(basic.q4_0),
+        "Q4_1": Decoder(basic.q4_1),
+        "Q5_0": Decoder(basic.q5_0),
+        "Q5_1": Decoder(basic.q5_1),
+        "Q8_0": Decoder(basic.q8_0),
+        "Q2_K": Decoder(k.q2_k),
+        "Q3_K": Decoder(k.q3_k),
+        "Q4_K": Decoder(k.q4_k),
+        "Q5_K": Decoder(k.q5_k),
+        "Q6_K": Decoder(k.q6_k),
+        "IQ1_S": Decoder(grids.iq1_s, iq.iq1_table),
+        "IQ1_M": Decoder(grids.iq1_m, iq.iq1_table),
+        "IQ2_XXS": Decoder(grids.iq2_xxs, iq.iq2_xxs_table),
+        "IQ2_XS": Decoder(grids.iq2_xs, iq.iq2_xs_table),
+        "IQ2_S": Decoder(grids.iq2_s, iq.iq2_s_table),
+        "IQ3_XXS": Decoder(grids.iq3_xxs, iq.iq3_xxs_table),
+        "IQ3_S": Decoder(grids.iq3_s, iq.iq3_s_table),
+        "IQ4_NL": Decoder(basic.iq4_nl, _iq4_table),
+        "IQ4_XS": Decoder(basic.iq4_xs, _iq4_table),
+        "TQ1_0": Decoder(basic.tq1_0),
+        "TQ2_0": Decoder(basic.tq2_0),
+        "MXFP4": Decoder(basic.mxfp4, _e2m1_table),
+        "NVFP4": Decoder(basic.nvfp4, _e2m1_table),
+    }
+)
+"""How each block type is decoded; every type that eager torch has a kernel for."""
+
+
+def dequantize_by_triton(data: Tensor, kind: GgmlType, out: Tensor) -> None:
+    """Write the weights of `data` into `out`.
+
+    Args:
+        data: 1-D uint8 blocks, at any address.
+        kind: their type.
+        out: contiguous floating tensor of as many weights, on the same device.
+    """
+    decoder = DECODERS[kind.name]
+    table = data if decoder.table is None else decoder.table(data.device).view(torch.uint8)
+    count, per_program = data.numel() // kind.type_size, max(1, WEIGHTS_PER_PROGRAM // kind.block_size)
+    # Triton launches on the current device, whatever device its arguments are on.
+    with torch.cuda.device(data.device) if data.device.type == "cuda" else contextlib.nullcontext():
+        dequantize_kernel[((count + per_program - 1) // per_program,)](
+            data,
+            out,
+            table,
+            count,
+            TYPE_SIZE=kind.type_size,
+            BLOCK_SIZE=kind.block_size,
+            BLOCKS=per_program,
+            DECODE=decoder.function,
+        )
