@@ -15,11 +15,6 @@ _REGISTER_PORTABLE = 1
 """cudaHostRegisterPortable: page-locked for every device of the process."""
 
 
-def device_count() -> int:
-    """Number of CUDA (or ROCm) devices that torch sees; 0 without a driver, never an error."""
-    return torch.cuda.device_count()
-
-
 def unavailable_reason() -> str | None:
     """What torch itself says when asked to start CUDA, in one line; None when it starts."""
     try:
@@ -27,17 +22,6 @@ def unavailable_reason() -> str | None:
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().splitlines()[0]
     return None
-
-
-def memory_info(device: torch.device) -> tuple[int, int]:
-    """Free and total bytes of a CUDA device, all processes counted."""
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    return int(free_bytes), int(total_bytes)
-
-
-def device_label(device: torch.device) -> str:
-    """Marketing name of a CUDA device (``"NVIDIA H100"``)."""
-    return str(torch.cuda.get_device_name(device))
 
 
 def can_access_peer(reader: torch.device, owner: torch.device) -> bool:

@@ -89,8 +89,6 @@ class TorchMachine:
         device = torch.device(name)
         if device.type == "cpu":
             return host_memory()
-        if device.type == "cuda":
-            return _cuda.memory_info(device)
         module = torch.get_device_module(device)
         if device.type == "mps":
             total_bytes = int(module.recommended_max_memory())
@@ -100,13 +98,13 @@ class TorchMachine:
                 name, "its torch module does not tell its memory", "describe the machine by hand with Hardware(...)"
             )
         free_bytes, total_bytes = module.mem_get_info(device)
-        return int(free_bytes), int(total_bytes)
+        # What torch has cached is not free for others, but for us.
+        cached_bytes = module.memory_reserved(device) - module.memory_allocated(device)
+        return min(int(free_bytes + cached_bytes), int(total_bytes)), int(total_bytes)
 
     def label(self, name: str) -> str:
         """Ask the module of the device type."""
         device = torch.device(name)
-        if device.type == "cuda":
-            return _cuda.device_label(device)
         if device.type in _UNNUMBERED:
             return ""
         module = torch.get_device_module(device)
