@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simdev._build import build as build
     from simdev._errors import BuildError as BuildError
+    from simdev._errors import CompilerNotFoundError as CompilerNotFoundError
     from simdev._errors import InstallError as InstallError
     from simdev._errors import SimdevError as SimdevError
     from simdev._face import Counters as Counters
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "_build": ("build",),
-    "_errors": ("BuildError", "InstallError", "SimdevError"),
+    "_errors": ("BuildError", "CompilerNotFoundError", "InstallError", "SimdevError"),
     "_face": (
         *("Counters", "Link", "Memory", "config", "corrupt_link", "count_ops", "counters", "install", "links", "mem"),
         *("ops", "pinned_bytes", "reset", "set_capacity", "set_pinned_capacity", "take_violations", "violations"),

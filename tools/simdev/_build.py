@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from simdev._errors import BuildError
+from simdev._errors import BuildError, CompilerNotFoundError
 
 MAIN_SOURCE = "simdev.cpp"
 """The one translation unit; it includes the other files, because torch's headers cost most of the compile time."""
@@ -31,12 +31,12 @@ def find_compiler() -> str:
     """Return the absolute path of the C++ compiler: `$CXX` where it is set, else g++.
 
     Raises:
-        BuildError: there is none.
+        CompilerNotFoundError: there is none.
     """
     wanted = os.environ.get("CXX") or "g++"
     found = shutil.which(wanted)
     if found is None:
-        raise BuildError(
+        raise CompilerNotFoundError(
             f"C++ compiler {wanted!r}",
             "it is not on the PATH, and the simulated devices are compiled on first use",
             "install g++ (Debian, Ubuntu: apt-get install g++), or name a compiler in the CXX variable",
@@ -59,7 +59,8 @@ def build(*, source_dir: Path | None = None, cache_dir: Path | None = None) -> P
         path of the shared library.
 
     Raises:
-        BuildError: there is no compiler, or it refused; carries what it printed.
+        CompilerNotFoundError: there is no compiler.
+        BuildError: it refused; carries what it printed.
     """
     sources = source_dir or Path(__file__).with_name("native")
     compiler = find_compiler()

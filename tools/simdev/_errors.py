@@ -34,5 +34,9 @@ class BuildError(SimdevError):
         self.compiler_output = compiler_output
 
 
+class CompilerNotFoundError(BuildError):
+    """There is no C++ compiler: the one build error that a test run may answer by skipping."""
+
+
 class InstallError(SimdevError):
     """The devices cannot be installed in this process, or are used before they are."""

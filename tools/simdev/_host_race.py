@@ -23,6 +23,10 @@ class HostRaceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             when races are raised; when they are recorded, it is found in `violations`.
     """
 
+    def __init__(self) -> None:
+        """Make a mode for one `with`."""
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Asked to skip, torch wraps the method below and imports its compiler on first use, which takes seconds.

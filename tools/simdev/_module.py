@@ -23,7 +23,6 @@ class DeviceModule(types.ModuleType):
 
     OutOfMemoryError = torch.OutOfMemoryError
     Stream: type[torch.Stream]
-    Event: type[torch.Event]
 
     def __init__(self, name: str, library: Library, count: int) -> None:
         """Prepare the module of a backend called `name` with `count` devices."""
@@ -32,7 +31,6 @@ class DeviceModule(types.ModuleType):
         self.library = library
         self._count = count
         self.Stream = _stream_class(self)
-        self.Event = _event_class(name)
 
     def index(self, device: DeviceLike = None) -> int:
         """Return the index of a device given in any form; None and "no index" mean the current one."""
@@ -92,6 +90,12 @@ class DeviceModule(types.ModuleType):
         finally:
             torch.accelerator.set_stream(previous)
             torch.accelerator.set_device_index(device)
+
+    # A method with the name of a class: torch measures time between events of its own class only.
+    def Event(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> torch.Event:
+        """Make an event of the current device, as `torch.cuda.Event` does."""
+        device = torch.device(self.backend)
+        return torch.Event(device, enable_timing=enable_timing, blocking=blocking, interprocess=interprocess)
 
     def current_stream(self, device: DeviceLike = None) -> torch.Stream:
         """Return the current stream of a device in this thread."""
@@ -179,19 +183,3 @@ def _stream_class(module: DeviceModule) -> type[torch.Stream]:
             return super().__new__(cls, device=on, priority=priority)
 
     return Stream
-
-
-def _event_class(backend: str) -> type[torch.Event]:
-    class Event(torch.Event):
-        """An event, made as `torch.cuda.Event(enable_timing, blocking, interprocess)` is."""
-
-        def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
-            return super().__new__(
-                cls,
-                device=torch.device(backend),
-                enable_timing=enable_timing,
-                blocking=blocking,
-                interprocess=interprocess,
-            )
-
-    return Event

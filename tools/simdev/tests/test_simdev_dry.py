@@ -35,7 +35,8 @@ class Block(nn.Module):
         qkv, mlp = self.into(self.norm(x) * (1 + scale) + shift).split([3 * WIDTH, 4 * WIDTH], -1)
         query, key, value = qkv.unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return x + gate * self.out(torch.cat([y, F.gelu(mlp)], -1))
+        residual: torch.Tensor = gate * self.out(torch.cat([y, F.gelu(mlp)], -1))
+        return x + residual
 
 
 def resident_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_the_host_waits_where_it_needs_values(sim: types.ModuleType, name: str, 
         torch.ones(8, device="sim:0") > 0,
         torch.zeros(2, device="sim:0").long(),
     )
-    operators = {
+    operators: dict[str, Callable[[], object]] = {
         "item": lambda: a[0].item(),
         "nonzero": lambda: a.nonzero(),
         "mask": lambda: a[mask],

@@ -29,6 +29,7 @@ PARTS = 3
 
 LENGTH = 8
 
+Kind = Literal["copy", "add", "read", "write", "record", "wait", "event", "stream", "device"]
 Part = tuple[int, int | None]
 Cell = tuple[int, int]
 
@@ -37,7 +38,7 @@ Cell = tuple[int, int]
 class Step:
     """One call of the host: what it does, where, and to which parts."""
 
-    kind: Literal["copy", "add", "read", "write", "record", "wait", "event", "stream", "device"]
+    kind: Kind
     stream: int = 0
     event: int = 0
     target: Part = (0, None)
@@ -60,7 +61,7 @@ def random_program(seed: int) -> tuple[Step, ...]:
         elif rng.random() < 0.7:
             steps.append(Step(kind="wait", stream=stream, event=rng.choice((events - 1, rng.randrange(events)))))
         else:
-            kind = rng.choice(("event", "stream", "device"))
+            kind: Kind = rng.choice(("event", "stream", "device"))
             steps.append(Step(kind=kind, stream=stream, event=rng.randrange(events)))
     return tuple(steps)
 
@@ -70,7 +71,7 @@ def _random_work(rng: random.Random, stream: int) -> Step:
     part = rng.choice((None, *range(PARTS)))
     local = [index for index, home in enumerate(BUFFERS) if home == device]
     pinned = [index for index, home in enumerate(BUFFERS) if home is None]
-    kind = rng.choice(("copy", "copy", "copy", "add", "add", "read", "write"))
+    kind: Kind = rng.choice(("copy", "copy", "copy", "add", "add", "read", "write"))
     if kind in ("read", "write"):
         return Step(kind=kind, target=(rng.choice(pinned), part))
     if kind == "add":

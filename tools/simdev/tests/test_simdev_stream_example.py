@@ -27,7 +27,8 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, HEADS, WIDTH // HEADS))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         x = x + self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        y: torch.Tensor = self.down(F.gelu(self.up(self.norm2(x))))
+        return x + y
 
 
 def size_bytes(block: nn.Module) -> int:

@@ -1,0 +1,135 @@
+"""Threads: their own current stream and device, one order for all, and no deadlock with Python's interpreter lock."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+
+PATIENCE_SECONDS = 60.0
+
+
+def in_threads(*bodies: Callable[[], None]) -> None:
+    """Run bodies at once; fail if one raises or never ends."""
+    errors: list[BaseException] = []
+
+    def guarded(body: Callable[[], None]) -> None:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - handed to the test's own thread below
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(body,), daemon=True) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+    assert not any(thread.is_alive() for thread in threads), "a thread waits for a lock that is never given back"
+    if errors:
+        raise errors[0]
+
+
+def test_streams_and_devices_are_current_by_thread(sim: types.ModuleType) -> None:
+    seen: list[tuple[int, int]] = []
+    torch.accelerator.set_device_index(2)
+
+    def look() -> None:
+        seen.append((torch.accelerator.current_device_index(), torch.accelerator.current_stream(2).stream_id))
+
+    with torch.Stream(device="sim:2"):
+        in_threads(look)
+    assert seen == [(0, 0)]
+
+
+def test_threads_that_compute_and_free_never_block_each_other(sim: types.ModuleType) -> None:
+    """Operators hold the simulation's lock and may need the interpreter's; a free has it the other way round."""
+    shared = [torch.ones(64, 64, device="sim:0") for _ in range(8)]
+
+    def compute() -> None:
+        side = torch.Stream(device="sim:0")
+        for index in range(400):
+            with side:
+                a = shared[index % 8]
+                b = torch.cat([a, a]) @ a
+                b.record_stream(torch.accelerator.current_stream(0))
+
+    def churn() -> None:
+        for index in range(400):
+            kept = [torch.empty(16, device="sim:1") for _ in range(5)]
+            kept[0].sub_(1)
+            cycle: list[object] = [kept]
+            cycle.append(cycle)
+            if index % 100 == 0:
+                gc.collect()
+
+    def ask() -> None:
+        for _ in range(400):
+            sim.mem(0), sim.counters(), sim.links(), sim.violations()
+
+    torch.accelerator.synchronize(0)
+    in_threads(compute, compute, churn, churn, ask)
+    gc.collect()
+    for index in range(2):
+        torch.accelerator.synchronize(index)
+    sim.take_violations()
+
+
+def test_a_race_between_threads_is_a_race(sim: types.ModuleType) -> None:
+    sim.config(race="record")
+    slot, side = torch.zeros(64, device="sim:0"), torch.Stream(device="sim:0")
+    torch.accelerator.synchronize(0)
+    fetched: list[torch.Event] = []
+
+    def fetch() -> None:
+        with side:
+            slot.copy_(torch.ones(64).pin_memory(), non_blocking=True)
+            fetched.append(side.record_event())
+
+    in_threads(fetch)
+    slot + 1
+    assert len(sim.take_violations()) == 1
+    torch.accelerator.current_stream(0).wait_event(fetched[0])
+    slot + 1
+    assert sim.take_violations() == ()
+
+
+def test_an_event_is_waited_for_across_threads(sim: types.ModuleType) -> None:
+    target = torch.zeros(64, device="sim:1")
+    recorded = threading.Event()
+    events: list[torch.Event] = []
+    torch.accelerator.synchronize(1)
+
+    def produce() -> None:
+        with torch.Stream(device="sim:1") as side:
+            target.copy_(torch.full((64,), 5.0).pin_memory(), non_blocking=True)
+            events.append(side.record_event())
+        recorded.set()
+
+    def consume() -> None:
+        assert recorded.wait(PATIENCE_SECONDS)
+        events[0].synchronize()
+        assert target.sum().item() == 320
+
+    in_threads(consume, produce)
+
+
+@pytest.mark.parametrize("thread_count", [2, 4])
+def test_accounts_add_up_whoever_allocates(sim: types.ModuleType, thread_count: int) -> None:
+    held: list[torch.Tensor] = []
+    before = sim.mem(3)
+
+    def allocate() -> None:
+        for index in range(200):
+            t = torch.empty(512 * (1 + index % 3), dtype=torch.uint8, device="sim:3")
+            if index % 2:
+                held.append(t)
+
+    in_threads(*(allocate,) * thread_count)
+    after = sim.mem(3)
+    assert after.used - before.used == sum(t.nbytes for t in held)
+    assert after.allocs - before.allocs == 200 * thread_count
+    assert after.frees - before.frees == 200 * thread_count - len(held)
