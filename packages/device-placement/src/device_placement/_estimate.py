@@ -35,6 +35,7 @@ class Estimate:
     """One steady forward pass of a placed model, as `predict` sees it.
 
     Attributes:
+        compute: device that runs the forwards.
         seconds: duration of a pass; None when the compute time is not known.
         compute_seconds: C, the same pass with every weight resident; None when not known.
         transfer_seconds: D, the busiest ingress of the compute device: what a pass cannot beat however good the
@@ -45,6 +46,7 @@ class Estimate:
         spans: every copy and forward of one steady pass, for `render_timeline_svg`; empty when `seconds` is None.
     """
 
+    compute: str
     seconds: float | None
     compute_seconds: float | None
     transfer_seconds: float

@@ -65,13 +65,21 @@ def predict(
     peak = {device: _donor_bytes(plan, device) for device in plan.donors} | {plan.compute: plan.compute_peak_bytes}
     seconds = _call_seconds(order, compute_seconds, unit_seconds)
     if seconds is None:
-        return Estimate(seconds=None, compute_seconds=None, transfer_seconds=transfer, bound=None, peak_bytes=peak)
+        return Estimate(
+            compute=plan.compute,
+            seconds=None,
+            compute_seconds=None,
+            transfer_seconds=transfer,
+            bound=None,
+            peak_bytes=peak,
+        )
     calls = [
         Call(unit=unit.path, seconds=own, copies=copies[unit.path]) for unit, own in zip(order, seconds, strict=True)
     ]
     steady = steady_pass(calls, slots=plan.slots, overlap=overlap)
     compute = math.fsum(seconds)
     return Estimate(
+        compute=plan.compute,
         seconds=steady.seconds,
         compute_seconds=compute,
         transfer_seconds=transfer,

@@ -30,7 +30,7 @@ def render_timeline_svg(estimate: Estimate) -> str:
         raise InvalidPlanError(
             "the estimate has no timeline; predict with compute_seconds (or unit_seconds) to know when things happen"
         )
-    compute = next(span.device for span in estimate.spans if span.kind == "compute")
+    compute = estimate.compute
     donors = [name for name in estimate.peak_bytes if name != compute]
     busy = [name for name in donors if any(span.device == name for span in estimate.spans if span.kind == "copy")]
     colours = device_colours(compute, donors)

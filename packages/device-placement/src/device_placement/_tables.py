@@ -27,21 +27,22 @@ def render_table(plan: PlacementPlan, hardware: Hardware | None = None, estimate
     >>> devices = ["cuda:0", "cpu", "cpu"]
     >>> homes = tuple(TensorHome(name=f"0.{i}", size_bytes=1 << 30, device=d) for i, d in enumerate(devices))
     >>> block = UnitPlacement(path="blocks.0", class_name="Block", kind="block", homes=homes)
-    >>> print(render_table(PlacementPlan(compute="cuda:0", donors=("cpu",), policy="stripe", slots=2,
-    units=(block,)))) ====================== Device allocation =======================
-    device  role           model GB   share  2 slots GB  together GB
+    >>> plan = PlacementPlan(compute="cuda:0", donors=("cpu",), policy="stripe", slots=2, units=(block,))
+    >>> print(render_table(plan))
+    ====================== Device allocation =======================
+    device  role      model GB  share  2 slots GB  together GB
     ----------------------------------------------------------------
-    cuda:0  computes           1.00   33.3%        4.00         5.00
-    cpu     donor              2.00   66.7%                     2.00
+    cuda:0  computes      1.00  33.3%        4.00         5.00
+    cpu     donor         2.00  66.7%                     2.00
     ====================== Layer distribution ======================
-    layers         units  tensors  model GB   share  GB sent a pass
+    layers          units  tensors  model GB   share  GB sent a pass
     ----------------------------------------------------------------
-    blocks.* Block     1        3      3.00  100.0%            2.00
+    blocks.* Block      1        3      3.00  100.0%            2.00
     ======================= Final assignment =======================
-    device  whole units  parts of units  tensors  model GB   share
+    device  whole units  parts of units  tensors  model GB  share
     ----------------------------------------------------------------
-    cuda:0            0               1        1      1.00   33.3%
-    cpu               0               1        2      2.00   66.7%
+    cuda:0            0               1        1      1.00  33.3%
+    cpu               0               1        2      2.00  66.7%
     ----------------------------------------------------------------
     policy stripe; GB is 2^30 bytes, as in the allocation language
     """
