@@ -204,6 +204,30 @@ def test_the_largest_size_is_read_and_the_next_refused() -> None:
     assert refused(f"cpu,{2**63}b").message == "a size beyond 8 EiB"
 
 
+@pytest.mark.parametrize("number", ["1" * 40, "0." + "1" * 38, "0" * 40])
+def test_a_number_of_40_characters_is_the_longest(number: str) -> None:
+    assert parse(f"cuda:0,{number}%;mps,100%").entries[0].amount == Percent(percent=Decimal(number))
+    assert refused(f"cuda:0,{number}0%;mps,100%").message == "a number of 41 characters"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("cuda:0,1e3", "exponents are not read; write the number out, with a unit"),
+        ("cuda:0,1e", "units are b, kb, mb, gb and tb"),
+        ("cuda:0,1eb", "units are b, kb, mb, gb and tb"),
+        ("cuda:0,-1gb", "an amount cannot be negative"),
+        ("cuda:0,some", "an amount is 2.5gb, 25%, 0.5, *, 5gb*, free-1gb or auto"),
+        ("cuda:0,0.5 cpu,0.5", "entries are separated by ';'"),
+        ("#cuda:0;4 cpu", "the wire form is EXPERT#COMPUTE;GB;DONOR1,DONOR2; GB has no unit"),
+    ],
+)
+def test_the_hint_goes_with_the_mistake(text: str, hint: str) -> None:
+    found = refused(text).hint
+    assert found is not None
+    assert found.partition(" - did you mean")[0] == hint
+
+
 def test_the_wire_string_without_an_expert_part_is_the_controls() -> None:
     spec = parse_wire(" # CUDA:0 ; 4.5 ; cuda:1 , cpu ")
     assert spec.compute_device == "cuda:0"

@@ -1,11 +1,13 @@
 """The package as its users meet it: its face, its independence, its documents."""
 
+import dataclasses
 import doctest
 import importlib.metadata
 import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +84,16 @@ def test_every_public_name_is_documented() -> None:
         for member_name, member in members.items():
             if not member_name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
                 assert inspect.getdoc(member), f"{name}.{member_name}"
+
+
+def test_data_is_frozen_slotted_and_named_by_keyword() -> None:
+    public: list[Any] = [getattr(alloc_spec, name) for name in PUBLIC]
+    data = [item for item in public if dataclasses.is_dataclass(item)]
+    assert len(data) == 11
+    for item in data:
+        assert item.__dataclass_params__.frozen, item
+        assert "__slots__" in vars(item), item
+        assert all(field.kw_only for field in dataclasses.fields(item)), item
 
 
 def test_nothing_but_the_standard_library_is_imported() -> None:

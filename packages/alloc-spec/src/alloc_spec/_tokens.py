@@ -92,11 +92,10 @@ class TokenStream:
         return self._position + 2 == len(self._tokens)
 
     def advance(self) -> Token:
-        """Return the current token and step to the next; the end is never passed."""
+        """Return the current token, which is not the end, and step to the next."""
         token = self.current
-        if token.kind != "end":
-            self._position += 1
-            self.current = self._tokens[self._position]
+        self._position += 1
+        self.current = self._tokens[self._position]
         return token
 
     def accept(self, kind: str) -> bool:
