@@ -42,7 +42,7 @@ def test_free_memory_is_what_counts(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_device_that_takes_the_rest_is_found_from_the_compute_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "cpu,4gb", "--model-size", "10gb", *MACHINE]) == ExitCode.OK
-    assert "cuda:0     6 GiB" in capsys.readouterr().out
+    assert "cuda:0  6 GiB   60.0 %  6442450944 bytes  (computes)" in capsys.readouterr().out
 
 
 def test_a_text_that_cannot_be_read_ends_with_2_and_a_caret(capsys: pytest.CaptureFixture[str]) -> None:

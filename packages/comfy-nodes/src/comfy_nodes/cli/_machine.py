@@ -6,6 +6,7 @@ Reading a description needs no torch; asking this machine does, and only then is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from alloc_spec import AllocationSpec, DeviceMemory
@@ -19,13 +20,16 @@ ASSUMED_GB_PER_SECOND = 12.0
 """Sustained host-to-device copies on PCIe 3.0 with 16 lanes or 4.0 with 8: the slower of what people have today."""
 
 
-def choose_compute(asked: str | None, spec: AllocationSpec | None, names: Sequence[str]) -> str:
+def choose_compute(asked: str | None, spec: AllocationSpec | None, names: Sequence[str]) -> str | None:
     """Choose the device that computes: asked for, or named in the allocation, or the first accelerator there is.
 
     Args:
         asked: the device of `--compute`, if any.
         spec: the allocation, if any.
-        names: the devices of the machine, in its order.
+        names: the devices of the machine in its order, if they are known.
+
+    Returns:
+        Its name; None when nothing was asked for and no devices are known.
 
     >>> from alloc_spec import parse
     >>> choose_compute(None, parse("cpu,4gb;cuda:1,*"), ["cpu", "cuda:0", "cuda:1"])
@@ -39,7 +43,7 @@ def choose_compute(asked: str | None, spec: AllocationSpec | None, names: Sequen
         return spec.compute_device
     mentioned = spec.devices if spec is not None else ()
     accelerators = [name for name in (*mentioned, *names) if name != "cpu"]
-    return accelerators[0] if accelerators else "cpu"
+    return next(iter((*accelerators, *names)), None)
 
 
 def memory_of(devices: Sequence[DeviceArgument]) -> dict[str, DeviceMemory]:
@@ -59,63 +63,99 @@ def memory_of(devices: Sequence[DeviceArgument]) -> dict[str, DeviceMemory]:
     }
 
 
-def described_hardware(
-    devices: Sequence[DeviceArgument], links: Sequence[LinkArgument], compute: str
+def hardware_for(
+    devices: Sequence[DeviceArgument],
+    links: Sequence[LinkArgument],
+    asked: str | None,
+    spec: AllocationSpec | None,
 ) -> tuple[Hardware, list[str]]:
-    """Put the devices and links of the command line together.
+    """Describe the machine that a plan is for.
 
     Args:
-        devices: at least one, each named once.
-        links: bandwidths of some of them to the compute device.
-        compute: name of the device that computes.
+        devices: the devices of the command line; none asks this machine.
+        links: bandwidths from donors to the compute device, instead of those assumed or measured.
+        asked: the device of `--compute`, if any.
+        spec: the allocation, if any.
 
     Returns:
         The hardware, and a sentence for each link whose bandwidth had to be assumed.
 
     Raises:
-        CommandError: a device or link is named twice, or one that is not among the devices.
+        CommandError: a device or link contradicts the others (2), or this machine does not have the device (1).
     """
+    _refuse_repeated("--device", [device.name for device in devices])
+    _refuse_repeated("--link", [link.source for link in links])
+    compute = choose_compute(asked, spec, [device.name for device in devices])
+    if compute is not None and devices:
+        hardware, assumed = _described(devices, compute), set(_donors(devices, compute))
+    else:
+        hardware, assumed = _probed(compute), set()
+    for link in links:
+        hardware = _with_rate(hardware, link)
+    notes = [
+        f"link {donor} -> {compute}: {ASSUMED_GB_PER_SECOND:g} GB/s assumed; give yours with --link {donor}=GBPS"
+        for donor in hardware.donors
+        if donor in assumed - {link.source for link in links}
+    ]
+    return hardware, notes
+
+
+def _described(devices: Sequence[DeviceArgument], compute: str) -> Hardware:
+    """The hardware of the command line, every link at the assumed bandwidth."""
     from device_placement import Device, Hardware, Link
 
     names = [device.name for device in devices]
-    rates = {link.source: link.gb_per_second for link in links}
-    _refuse_repeated("--device", names)
-    _refuse_repeated("--link", [link.source for link in links])
     if compute not in names:
-        raise _unknown_device(f"the compute device {compute}", names, f"add --device {compute}=TOTAL")
-    for source in rates:
-        if source not in names:
-            raise _unknown_device(f"--link {source}", names, f"add --device {source}=TOTAL")
-        if source == compute:
-            raise CommandError(
-                f"--link {source}: the compute device needs no link to itself; name the donor that sends the bytes",
-                exit_code=ExitCode.USAGE,
-            )
-    donors = [name for name in names if name != compute]
-    notes = [
-        f"link {donor} -> {compute}: {ASSUMED_GB_PER_SECOND:g} GB/s assumed; give yours with --link {donor}=GBPS"
-        for donor in donors
-        if donor not in rates
-    ]
+        raise CommandError(
+            f"the compute device {compute} is not among the devices given ({', '.join(names)}); "
+            f"add --device {compute}=TOTAL, or choose one of them with --compute",
+            exit_code=ExitCode.USAGE,
+        )
     return Hardware(
         compute=compute,
         devices=tuple(
             Device(name=device.name, total_bytes=device.total_bytes, free_bytes=device.free_bytes) for device in devices
         ),
         links=tuple(
-            Link(source=donor, target=compute, gb_per_second=rates.get(donor, ASSUMED_GB_PER_SECOND))
-            for donor in donors
+            Link(source=donor, target=compute, gb_per_second=ASSUMED_GB_PER_SECOND)
+            for donor in _donors(devices, compute)
         ),
-    ), notes
+    )
+
+
+def _donors(devices: Sequence[DeviceArgument], compute: str) -> list[str]:
+    return [device.name for device in devices if device.name != compute]
+
+
+def _probed(compute: str | None) -> Hardware:
+    """This machine, measured."""
+    from device_placement import DeviceUnavailableError, probe
+
+    try:
+        return probe(compute)
+    except DeviceUnavailableError as error:
+        raise CommandError(
+            f"{error}\nto plan for another machine, describe its devices: --device {compute}=24gb --device cpu=64gb"
+        ) from error
+
+
+def _with_rate(hardware: Hardware, given: LinkArgument) -> Hardware:
+    """The same machine with the bandwidth of one link as given."""
+    if given.source not in hardware.donors:
+        donors = ", ".join(hardware.donors) or "none"
+        raise CommandError(
+            f"--link {given.source}: no bytes come from there (donors to {hardware.compute}: {donors}); "
+            "name a donor, or add it with --device",
+            exit_code=ExitCode.USAGE,
+        )
+    links = tuple(
+        replace(link, gb_per_second=given.gb_per_second) if link.source == given.source else link
+        for link in hardware.links
+    )
+    return replace(hardware, links=links)
 
 
 def _refuse_repeated(option: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise CommandError(f"{option} {name} is given twice; keep one", exit_code=ExitCode.USAGE)
-
-
-def _unknown_device(what: str, names: Sequence[str], remedy: str) -> CommandError:
-    return CommandError(
-        f"{what} is not among the devices given ({', '.join(names)}); {remedy}", exit_code=ExitCode.USAGE
-    )

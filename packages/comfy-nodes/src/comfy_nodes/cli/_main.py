@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_code: ExitCode = options.run(options)
         sys.stdout.flush()
     except CommandError as error:
+        sys.stdout.flush()
         print(f"{options.name}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from block_discovery import BlockTree
 
 
 def heading(text: str) -> str:
@@ -34,6 +38,27 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
         )
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def contents(tree: BlockTree) -> str:
+    """What a model consists of, in one line."""
+    kinds = [unit.kind for unit in tree.units]
+    tensors = sum(len(unit.tensors) for unit in tree.units)
+    counts = ((kinds.count("block"), "block"), (kinds.count("leaf"), "single layer"), (tensors, "tensor"))
+    listed = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts)
+    return f"{listed}, {human_bytes(tree.size_bytes)}"
+
+
+def human_bytes(size_bytes: int) -> str:
+    """Bytes with two decimals, in the unit of base 1024 that a person would use.
+
+    >>> human_bytes(21474836480), human_bytes(119_900_000), human_bytes(12)
+    ('20.00 GiB', '114.35 MiB', '12 bytes')
+    """
+    for unit_bytes, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes / unit_bytes:.2f} {unit}"
+    return f"{size_bytes} bytes"
 
 
 def human_seconds(seconds: float) -> str:

@@ -18,10 +18,12 @@ from comfy_nodes.cli._arguments import (
 from comfy_nodes.cli._exit import ExitCode
 
 if TYPE_CHECKING:
+    from device_placement import Policy
+
     # What add_subparsers returns has no public name at run time.
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-POLICIES = ("stripe", "interleave", "contiguous", "legacy_tail")
+POLICIES: tuple[Policy, ...] = ("stripe", "interleave", "contiguous", "legacy_tail")
 
 _MAIN = """\
 Run one diffusion model across all the memory of a machine: find its blocks,

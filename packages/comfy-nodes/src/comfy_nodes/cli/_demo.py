@@ -1,0 +1,189 @@
+"""`torchspan demo`: the whole way of a model, from its file's header to a streamed run that is checked."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import alloc_spec
+from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError
+from block_discovery import BlockTree, discover_file
+from comfy_nodes.cli._demo_model import DemoConfig, DemoTransformer, load_checkpoint, write_checkpoint
+from comfy_nodes.cli._demo_run import Run, denoise, largest_difference, one_core_for_the_link
+from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
+from comfy_nodes.cli._output import contents, heading, human_seconds, percent_error, table
+from comfy_nodes.cli._parser import POLICIES
+from device_placement import (
+    Device,
+    EmulatedBackend,
+    Estimate,
+    Hardware,
+    Link,
+    PlacementError,
+    PlacementPlan,
+    PlacementStats,
+    place,
+    plan,
+    predict,
+    render_svg,
+    render_table,
+    render_timeline_svg,
+)
+
+COMPUTE = "emulated:0"
+DONOR = "cpu"
+MIB = 1 << 20
+
+
+def run(options: argparse.Namespace) -> ExitCode:
+    """Run the demo.
+
+    Raises:
+        CommandError: the allocation cannot be read (2) or kept (1), or the placed model computed something else (1).
+    """
+    with exits_with(ExitCode.USAGE, AllocSpecError):
+        spec = alloc_spec.parse(options.spec or f"{COMPUTE},25%;{DONOR},*")
+    with exits_with(ExitCode.REFUSED, OSError):
+        folder = Path(options.out or tempfile.mkdtemp(prefix="torchspan-demo-"))
+        folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "demo.safetensors"
+    try:
+        with one_core_for_the_link():
+            return _demonstrate(options, spec, checkpoint)
+    finally:
+        if not options.keep_model:
+            checkpoint.unlink(missing_ok=True)
+
+
+def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, checkpoint: Path) -> ExitCode:
+    config = DemoConfig(blocks=options.blocks)
+    tree = _write_and_discover(checkpoint, config, seed=options.seed)
+    machine = _machine(tree)
+    placement = _plan(tree, spec, machine, options)
+    print(heading("4. The model as it is, for comparison"))
+    model = load_checkpoint(checkpoint)
+    reference = denoise(model, model.config, steps=options.steps, seed=options.seed, title="unplaced")
+    machine = _linked(machine, placement, reference.steady_seconds, options.link)
+    estimate = _predict(tree, spec, machine, placement, reference.steady_seconds)
+    placed, stats = _run_placed(model, placement, machine, options)
+    difference = largest_difference(placed.latent, reference.latent)
+    _report(estimate, reference, placed, stats, difference)
+    _write(checkpoint.parent, placement, estimate, pictures=not options.no_svg)
+    if difference != 0.0:
+        raise CommandError(
+            f"the placed model computed something else than the unplaced one: largest difference {difference}; "
+            "this is a defect of torchspan, please report it with the output above"
+        )
+    return ExitCode.OK
+
+
+def _write_and_discover(checkpoint: Path, config: DemoConfig, *, seed: int) -> BlockTree:
+    print(heading("1. A model in a file"))
+    with exits_with(ExitCode.REFUSED, OSError):
+        file_bytes = write_checkpoint(checkpoint, config, seed=seed)
+    print(f"{checkpoint}: a diffusion transformer of {config.blocks} blocks, {file_bytes / MIB:.0f} MiB")
+    print(heading("2. Its blocks, from the header alone"))
+    began = time.perf_counter()
+    tree = discover_file(checkpoint)
+    seconds = time.perf_counter() - began
+    print(f"{contents(tree)}; found in {human_seconds(seconds)}, no weight was read")
+    return tree
+
+
+def _machine(tree: BlockTree) -> Hardware:
+    """An emulated accelerator with room for half of the model, beside the machine's own memory."""
+    half, twice = tree.size_bytes // 2, 2 * tree.size_bytes
+    return Hardware(
+        compute=COMPUTE,
+        devices=(
+            Device(name=COMPUTE, total_bytes=half, free_bytes=half, label="emulated, room for half of the model"),
+            Device(name=DONOR, total_bytes=twice, free_bytes=twice, label="the memory of this machine"),
+        ),
+    )
+
+
+def _plan(tree: BlockTree, spec: AllocationSpec, machine: Hardware, options: argparse.Namespace) -> PlacementPlan:
+    print(heading("3. An allocation, and the plan that keeps it"))
+    print(alloc_spec.explain(spec), end="\n\n")
+    with exits_with(ExitCode.USAGE, AllocSpecError), exits_with(ExitCode.REFUSED, AllocResolveError, PlacementError):
+        placement = plan(tree, spec, machine, policy=options.policy, slots=options.slots)
+    print(render_table(placement, machine))
+    return placement
+
+
+def _linked(
+    machine: Hardware, placement: PlacementPlan, compute_seconds: float, asked_gb_per_second: float | None
+) -> Hardware:
+    """Add the emulated link; by default one on which transfers take as long as the computing, the hardest to hide."""
+    fitted = max(placement.streamed_bytes, MIB) / compute_seconds / 1e9
+    rate = fitted if asked_gb_per_second is None else asked_gb_per_second
+    return replace(machine, links=(Link(source=DONOR, target=COMPUTE, gb_per_second=rate),))
+
+
+def _predict(
+    tree: BlockTree, spec: AllocationSpec, machine: Hardware, placement: PlacementPlan, compute_seconds: float
+) -> Estimate:
+    (link,) = machine.links
+    print(heading("5. The prediction"))
+    print(
+        f"a pass computes for {human_seconds(compute_seconds)}; its {placement.streamed_bytes / MIB:.1f} MiB that live "
+        f"elsewhere come over an emulated link of {link.gb_per_second:.2f} GB/s\n"
+    )
+    rows = []
+    for policy in POLICIES:
+        chosen = "this plan" if policy == placement.policy else ""
+        try:
+            other = plan(tree, spec, machine, policy=policy, slots=placement.slots)
+        except PlacementError:
+            rows.append([policy, chosen, "does not fit", "", ""])
+            continue
+        ahead = predict(other, machine, compute_seconds=compute_seconds)
+        in_turn = predict(other, machine, compute_seconds=compute_seconds, overlap=False)
+        seconds = [human_seconds(estimate.seconds or 0.0) for estimate in (ahead, in_turn)]
+        rows.append([policy, chosen, *seconds, f"{other.compute_peak_bytes / MIB:.1f}"])
+    print(table(["policy", "", "a pass, streamed ahead", "fetched in turn", "MiB on the device"], rows, left=2))
+    return predict(placement, machine, compute_seconds=compute_seconds)
+
+
+def _run_placed(
+    model: DemoTransformer, placement: PlacementPlan, machine: Hardware, options: argparse.Namespace
+) -> tuple[Run, PlacementStats]:
+    print(heading("6. The model, placed and streamed"))
+    backend = EmulatedBackend(machine.links, capacities={device.name: device.total_bytes for device in machine.devices})
+    with exits_with(ExitCode.REFUSED, PlacementError), place(model, placement, backend=backend) as handle:
+        placed = denoise(model, model.config, steps=options.steps, seed=options.seed, title="placed  ")
+        return placed, handle.stats()
+
+
+def _report(estimate: Estimate, reference: Run, placed: Run, stats: PlacementStats, difference: float) -> None:
+    print(heading("7. What came out"))
+    predicted = estimate.seconds or 0.0
+    measured = placed.steady_seconds
+    rows = [
+        ["a pass", human_seconds(predicted), human_seconds(measured), percent_error(predicted, measured)],
+        [
+            "against the unplaced model",
+            f"{predicted / reference.steady_seconds:.2f} x",
+            f"{measured / reference.steady_seconds:.2f} x",
+            "",
+        ],
+    ]
+    print(table(["", "predicted", "measured", "error"], rows))
+    copied = sum(stats.copied_bytes.values()) / MIB
+    held = ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in stats.held_bytes.items())
+    print(f"\n{stats.copies} copies brought {copied:.0f} MiB in {len(placed.pass_seconds)} steps; weights held: {held}")
+    print(f"output difference to the unplaced model: {difference}")
+
+
+def _write(folder: Path, placement: PlacementPlan, estimate: Estimate, *, pictures: bool) -> None:
+    files = {"plan.json": placement.to_json(indent=2)}
+    if pictures:
+        files |= {"placement.svg": render_svg(placement), "timeline.svg": render_timeline_svg(estimate)}
+    print(heading("8. To keep"))
+    with exits_with(ExitCode.REFUSED, OSError):
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+            print(folder / name)

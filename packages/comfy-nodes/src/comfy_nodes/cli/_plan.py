@@ -1,0 +1,145 @@
+"""`torchspan plan`: where each byte of a file's model would live, and what that costs, from the header alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import alloc_spec
+from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError
+from block_discovery import BlockDiscoveryError, BlockTree, discover_file, read_safetensors_header
+from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
+from comfy_nodes.cli._machine import hardware_for
+from comfy_nodes.cli._output import contents, human_bytes, warn
+from device_placement import (
+    Estimate,
+    Hardware,
+    PlacementError,
+    PlacementPlan,
+    plan,
+    predict,
+    render_svg,
+    render_table,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """All that the command found out.
+
+    Attributes:
+        file: the file asked about.
+        tree: its model.
+        spec: the allocation, asked for or chosen.
+        hardware: the machine.
+        placement: the plan.
+        estimate: what it costs.
+        warnings: sentences about the file and the machine; those about the plan are in the plan.
+    """
+
+    file: Path
+    tree: BlockTree
+    spec: AllocationSpec
+    hardware: Hardware
+    placement: PlacementPlan
+    estimate: Estimate
+    warnings: tuple[str, ...]
+
+
+def run(options: argparse.Namespace) -> ExitCode:
+    """Plan a file and print tables, or JSON.
+
+    Raises:
+        CommandError: the words contradict each other or the allocation cannot be read (2); the file, the machine or the
+            budget do not allow it (1).
+    """
+    asked = _asked_spec(options)
+    tree, warnings = _read_model(Path(options.file), options.prefix)
+    hardware, notes = hardware_for(options.device, options.link, options.compute, asked)
+    spec = asked or _spec_for(options, hardware)
+    with exits_with(ExitCode.USAGE, AllocSpecError), exits_with(ExitCode.REFUSED, AllocResolveError, PlacementError):
+        placement = plan(tree, spec, hardware, policy=options.policy, slots=options.slots)
+        estimate = predict(placement, hardware, compute_seconds=options.compute_seconds)
+    planned = Planned(
+        file=Path(options.file),
+        tree=tree,
+        spec=spec,
+        hardware=hardware,
+        placement=placement,
+        estimate=estimate,
+        warnings=(*warnings, *notes),
+    )
+    for warning in planned.warnings:
+        warn(warning)
+    if options.json:
+        print(json.dumps(_document(planned), indent=2))
+    else:
+        _print_tables(planned)
+    if options.svg is not None:
+        with exits_with(ExitCode.REFUSED, OSError):
+            Path(options.svg).write_text(render_svg(placement), encoding="utf-8")
+        print(f"picture: {options.svg}")
+    return ExitCode.OK
+
+
+def _asked_spec(options: argparse.Namespace) -> AllocationSpec | None:
+    """The allocation that was typed; None where there is none, or where it needs the machine to be complete."""
+    if options.spec is None:
+        if options.donor is not None and options.virtual_ram_gb is None:
+            raise CommandError("--donor says where, but not how much; add --virtual-ram-gb", exit_code=ExitCode.USAGE)
+        return None
+    for option, value in (("--virtual-ram-gb", options.virtual_ram_gb), ("--donor", options.donor)):
+        if value is not None:
+            raise CommandError(
+                f"--spec and {option} both say what lives where; keep one of them", exit_code=ExitCode.USAGE
+            )
+    with exits_with(ExitCode.USAGE, AllocSpecError):
+        return alloc_spec.parse(options.spec)
+
+
+def _spec_for(options: argparse.Namespace, hardware: Hardware) -> AllocationSpec:
+    """The allocation of the simple controls, or without them: as much as fits where it computes, the rest elsewhere."""
+    if options.virtual_ram_gb is not None:
+        with exits_with(ExitCode.USAGE, AllocSpecError):
+            return alloc_spec.from_controls(
+                compute_device=hardware.compute,
+                virtual_ram_gb=options.virtual_ram_gb,
+                donor_device=options.donor or "cpu",
+            )
+    if not hardware.donors:
+        return alloc_spec.parse(f"{hardware.compute},*")
+    donor = "cpu" if "cpu" in hardware.donors else hardware.donors[-1]
+    return alloc_spec.parse(f"{hardware.compute},auto;{donor},*")
+
+
+def _read_model(file: Path, prefix: str) -> tuple[BlockTree, list[str]]:
+    with exits_with(ExitCode.REFUSED, BlockDiscoveryError, OSError):
+        header = read_safetensors_header(file)
+        tree = discover_file(file, prefix=prefix)
+    if not header.missing_bytes:
+        return tree, []
+    return tree, [
+        f"{file} ends {human_bytes(header.missing_bytes)} before its header says; "
+        "enough for a plan, but the model cannot be loaded from it"
+    ]
+
+
+def _document(planned: Planned) -> dict[str, Any]:
+    return {
+        "file": str(planned.file),
+        "model_bytes": planned.tree.size_bytes,
+        "spec": str(planned.spec),
+        "hardware": json.loads(planned.hardware.to_json()),
+        "plan": json.loads(planned.placement.to_json()),
+        "estimate": json.loads(planned.estimate.to_json()),
+        "warnings": [*planned.warnings, *planned.placement.warnings],
+    }
+
+
+def _print_tables(planned: Planned) -> None:
+    print(f"{planned.file}: {contents(planned.tree)}; no weight was read", end="\n\n")
+    print(alloc_spec.explain(planned.spec), end="\n\n")
+    print(render_table(planned.placement, planned.hardware, planned.estimate))
