@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from pathlib import Path
 
@@ -105,6 +106,17 @@ def test_uses_no_device():
     pass
 """
 
+README_HEAD = """
+import torch
+
+def run_without_waiting():
+    a, side = torch.zeros(8, device="sim:0"), torch.Stream(device="sim:0")
+    with side:
+        a + 1
+    a.record_stream(side)
+
+"""
+
 PASSED = ["setup passed", "call passed", "teardown passed"]
 LEFT_SOMETHING = ["setup passed", "call passed", "teardown failed"]
 FAILED = ["setup passed", "call failed", "teardown passed"]
@@ -190,6 +202,16 @@ def test_a_complaint_names_what_was_left(inner: Outcomes, name: str, words: str)
 def test_tests_that_use_the_fixture_are_marked(inner: Outcomes) -> None:
     unmarked = {name for name, marks in inner.marks.items() if "simdev" not in marks}
     assert unmarked == {"test_uses_no_device", "test_collects_garbage_again"}
+
+
+@pytest.mark.simdev
+@pytest.mark.usefixtures("simulated_devices")
+def test_the_examples_of_the_readme_pass(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    outcomes = run(tmp_path / "test_simdev_readme.py", README_HEAD + "\n\n".join(examples))
+    names = ["test_the_weight_arrives", "test_a_missing_wait_is_caught"]
+    assert outcomes.phases == dict.fromkeys(names, PASSED), outcomes.said
 
 
 NO_COMPILER = simdev.CompilerNotFoundError("C++ compiler 'g++'", "it is not there", "install it")
