@@ -78,12 +78,14 @@ def predict(
     ]
     steady = steady_pass(calls, slots=plan.slots, overlap=overlap)
     compute = math.fsum(seconds)
+    # Differences of clock readings carry rounding; no pass is shorter than either bound.
+    pass_seconds = max(steady.seconds, compute, transfer)
     return Estimate(
         compute=plan.compute,
-        seconds=steady.seconds,
+        seconds=pass_seconds,
         compute_seconds=compute,
         transfer_seconds=transfer,
-        bound=_bound(steady.seconds, compute, transfer),
+        bound=_bound(pass_seconds, compute, transfer),
         peak_bytes=peak,
         spans=_spans(steady, plan.compute),
     )
