@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from simdev._face import reset as reset
     from simdev._face import set_capacity as set_capacity
     from simdev._face import set_pinned_capacity as set_pinned_capacity
+    from simdev._face import set_visible as set_visible
     from simdev._face import take_violations as take_violations
     from simdev._face import violations as violations
     from simdev._host_race import HostRaceMode as HostRaceMode
@@ -38,7 +39,8 @@ _HOMES = {
     "_errors": ("BuildError", "CompilerNotFoundError", "InstallError", "SimdevError"),
     "_face": (
         *("Counters", "Link", "Memory", "config", "corrupt_link", "count_ops", "counters", "install", "links", "mem"),
-        *("ops", "pinned_bytes", "reset", "set_capacity", "set_pinned_capacity", "take_violations", "violations"),
+        *("ops", "pinned_bytes", "reset", "set_capacity", "set_pinned_capacity", "set_visible"),
+        *("take_violations", "violations"),
     ),
     "_host_race": ("HostRaceMode",),
 }

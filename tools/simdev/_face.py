@@ -110,10 +110,10 @@ def install(
     if len(capacities) != count:
         raise ValueError(f"capacity lists {len(capacities)} devices and count is {count}; give one number for each")
     module = _installed() or _install(name, count)
-    if (module.backend, module.device_count()) != (name, count):
+    if (module.backend, module.count) != (name, count):
         raise InstallError(
             f"{count} devices named {name!r}",
-            f"this process already has {module.device_count()} named {module.backend!r}, and torch has no way back",
+            f"this process already has {module.count} named {module.backend!r}, and torch has no way back",
             "ask for the same devices everywhere in a process, or start another process",
         )
     for index, size_bytes in enumerate(capacities):
@@ -175,6 +175,15 @@ def config(
     _module().library.configure(lazy=lazy, race=mode, poison=poison, dry=dry)
 
 
+def set_visible(visible: bool) -> None:
+    """Let `torch.accelerator` find the devices (at the start: yes), or find none, as before they were installed.
+
+    The devices work either way. It lets tests that expect no accelerator share a process with those that expect one;
+    what asks with `current_accelerator(check_available=True)`, `is_available` or `device_count` sees the difference.
+    """
+    _module().visible = visible
+
+
 def set_capacity(device: int, size_bytes: int) -> None:
     """Set how many bytes device number `device` holds; less than is in use refuses whatever comes next.
 
@@ -197,7 +206,7 @@ def mem(device: int) -> Memory:
 
 
 def _checked(device: int) -> int:
-    count = _module().device_count()
+    count = _module().count
     if not 0 <= device < count:
         raise ValueError(f"there is no simulated device {device}; they are numbered 0 to {count - 1}")
     return device

@@ -29,7 +29,8 @@ class DeviceModule(types.ModuleType):
         super().__init__(f"torch.{name}", f"{count} simulated devices")
         self.backend = name
         self.library = library
-        self._count = count
+        self.count = count
+        self.visible = True
         self.Stream = _stream_class(self)
 
     def index(self, device: DeviceLike = None) -> int:
@@ -40,8 +41,8 @@ class DeviceModule(types.ModuleType):
         return torch.accelerator.current_device_index() if index is None else index
 
     def is_available(self) -> bool:
-        """Say that there are devices."""
-        return True
+        """Say whether there are devices to be seen; `torch.accelerator` asks here."""
+        return self.visible
 
     def is_initialized(self) -> bool:
         """Say that nothing is left to be set up on first use."""
@@ -55,8 +56,8 @@ class DeviceModule(types.ModuleType):
         return False
 
     def device_count(self) -> int:
-        """Return the number of devices."""
-        return self._count
+        """Return the number of devices to be seen; `torch.accelerator` asks here."""
+        return self.count if self.visible else 0
 
     def current_device(self) -> int:
         """Return the index of the current device of this thread."""
@@ -168,7 +169,7 @@ class DeviceModule(types.ModuleType):
 
     def manual_seed_all(self, seed: int) -> None:
         """Seed the generators of all devices; `torch.manual_seed` calls this."""
-        for index in range(self._count):
+        for index in range(self.count):
             self.library.seed(index, seed)
 
 

@@ -58,6 +58,7 @@ def simulated_devices() -> types.ModuleType:
         if os.environ.get("SIMDEV_REQUIRED") == "1":
             pytest.fail(f"SIMDEV_REQUIRED=1, and there are no simulated devices\n{error}", pytrace=False)
         pytest.skip(str(error))
+    simdev.set_visible(False)  # to tests without the fixture, the machine is what it was
     return simdev
 
 
@@ -68,6 +69,7 @@ def sim(simulated_devices: types.ModuleType, request: pytest.FixtureRequest) -> 
     After a test that passed, nothing may be left: no violation that was not taken by `sim.take_violations()`, no
     copy in a queue, and every device and the pinned memory back where they were.
     """
+    simulated_devices.set_visible(True)
     _restore(simulated_devices)
     request.node.stash[_BEFORE] = _in_use(simulated_devices)
     return simulated_devices
@@ -80,6 +82,7 @@ def _check(before: dict[str, int], *, passed: bool) -> None:
         gc.collect()  # only here: it takes longer than most tests
     broken, queued, grown = simdev.take_violations(), simdev.counters().queued, _grown(simdev, before)
     _restore(simdev)
+    simdev.set_visible(False)
     if not passed:
         return  # its traceback holds tensors, and it has said what is wrong
     listed = "\n".join(broken)

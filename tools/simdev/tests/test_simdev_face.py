@@ -44,6 +44,7 @@ def test_the_public_names_are_these() -> None:
         "reset",
         "set_capacity",
         "set_pinned_capacity",
+        "set_visible",
         "take_violations",
         "violations",
     ]
@@ -122,6 +123,15 @@ def test_settings_that_are_not_named_stay(sim: types.ModuleType) -> None:
     target.add_(1)  # would raise, were races not still only recorded
     assert sim.take_violations()
     torch.accelerator.synchronize(0)
+
+
+def test_devices_that_are_not_visible_work_and_are_not_found(sim: types.ModuleType) -> None:
+    assert (torch.accelerator.is_available(), torch.accelerator.device_count()) == (True, 4)
+    sim.set_visible(False)
+    assert (torch.accelerator.is_available(), torch.accelerator.device_count()) == (False, 0)
+    assert torch.accelerator.current_accelerator(check_available=True) is None
+    assert torch.ones(4, device="sim:3").sum().item() == 4
+    assert sim.mem(3).capacity > 0
 
 
 def test_records_are_frozen(sim: types.ModuleType) -> None:

@@ -103,7 +103,11 @@ def test_has_its_full_capacity_after_a_failure(sim):
     torch.ones(250 << 20, dtype=torch.uint8, device="sim:1")
 
 def test_uses_no_device():
-    pass
+    assert not torch.accelerator.is_available()
+    assert torch.accelerator.current_accelerator(check_available=True) is None
+
+def test_finds_the_devices(sim):
+    assert str(torch.accelerator.current_accelerator(check_available=True)) == "sim"
 """
 
 README_HEAD = """
@@ -177,6 +181,7 @@ def inner(simulated_devices: types.ModuleType, tmp_path_factory: pytest.TempPath
         ("test_fails_with_memory_in_its_frame", FAILED),
         ("test_has_its_full_capacity_after_a_failure", PASSED),
         ("test_uses_no_device", PASSED),
+        ("test_finds_the_devices", PASSED),
     ],
 )
 def test_a_test_ends_as_it_must(inner: Outcomes, name: str, phases: list[str]) -> None:

@@ -98,6 +98,16 @@ def test_taken_violations_are_gone(sim: types.ModuleType) -> None:
     assert sim.violations() == sim.take_violations() == ()
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_copy_waits_in_its_queue_unless_devices_are_eager(sim: types.ModuleType, lazy: bool) -> None:
+    sim.config(lazy=lazy, race="record")
+    fetched, event = fetch(pinned(), torch.Stream(device="sim:0"))
+    assert sim.counters().queued == lazy
+    assert (fetched + 0).isnan().any().item() == lazy
+    assert sim.take_violations(), "the verdict is the same"
+    event.synchronize()
+
+
 def test_a_forgotten_wait_reads_poison(sim: types.ModuleType) -> None:
     sim.config(race="record")
     fetched, event = fetch(pinned(), torch.Stream(device="sim:0"))
