@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,11 +156,9 @@ def _construct_comfy(entry: Mapping[str, Any], device: torch.device) -> nn.Modul
     arguments |= {name: value for name, value in offered.items() if name in accepted}
     if takes_any:
         arguments |= {name: offered[name] for name in ("device", "dtype", "operations")}
-    if "device" in arguments:
+    # The default device also makes what a constructor computes, which some constructors then read.
+    with nullcontext() if "device" in arguments else device:
         model: nn.Module = model_class(**arguments)
-        return model
-    with device:
-        model = model_class(**arguments)
     return model
 
 
@@ -173,7 +171,7 @@ def _comfy_config(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _members(model: nn.Module, containers: tuple[str, ...]) -> list[str]:
-    """Paths of the modules with parameters directly in these containers; ``*`` is any component, ``!`` the path itself."""
+    """Paths of the modules with parameters in these containers: ``*`` is any component, ``!`` means the path itself."""
     patterns = []
     for container in containers:
         path = re.escape(container.removesuffix("!")).replace(r"\*", r"[^.]+")

@@ -162,7 +162,8 @@ def score_family(family: str, folder: Path = discovery_oracles.DATA) -> list[Sco
 def render(scores: Sequence[Score]) -> str:
     """The score table, then every model that is not exact with its reasons."""
     lines = [
-        f"{'family':<14}{'models':>7}{'exact':>14}{'in reach':>14}{'resident':>10}{'missed':>8}{'median':>10}{'worst':>10}"
+        f"{'family':<14}{'models':>7}{'exact':>14}{'in reach':>14}{'resident':>10}{'missed':>8}"
+        f"{'median':>10}{'worst':>10}"
     ]
     for family in dict.fromkeys(score.family for score in scores):
         mine = [score for score in scores if score.family == family]
@@ -179,7 +180,8 @@ def render(scores: Sequence[Score]) -> str:
         if not score.is_exact:
             reasons = "; ".join(f"{reason} {share:.1%}" for reason, share in list(score.reasons.items())[:4])
             lines.append(
-                f"{score.family} {score.name}: exact {score.exact_share:.1%}, in reach {score.reach_share:.1%}: {reasons}"
+                f"{score.family} {score.name}: exact {score.exact_share:.1%}, "
+                f"in reach {score.reach_share:.1%}: {reasons}"
             )
     return "\n".join(lines)
 

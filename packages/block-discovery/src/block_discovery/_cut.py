@@ -111,14 +111,14 @@ def _cut_single(cut: Cut, part: Part) -> None:
     """Cut a part that is no member of a block list."""
     part = _unwrapped(part)
     if _holds_blocks(part):
-        mixed = _is_block_list(part) and not _all_alike(_composites(part.children))
-        if mixed and part.callable and part.size_bytes <= cut.max_unit_bytes:
+        may_be_one = _is_block_list(part) and part.callable and part.size_bytes <= cut.max_unit_bytes
+        if may_be_one and not _is_repetition(_composites(part.children)):
             _emit(cut, part, "block", None)
         else:
             _open(cut, part)
     elif part.size_bytes < cut.min_leaf_bytes:
         cut.rest.extend(part.all_tensors())
-    elif part.children and (part.size_bytes > cut.max_unit_bytes or not part.callable):
+    elif part.children and (part.size_bytes > cut.max_unit_bytes or not part.callable or _repeats_a_layer(part)):
         _open(cut, part)
     else:
         _emit(cut, part, "leaf", None)
@@ -147,8 +147,8 @@ def _emit(cut: Cut, part: Part, kind: UnitKind, group: str | None) -> None:
 
 
 def _unwrapped(part: Part) -> Part:
-    """The part itself, or what it merely wraps: no tensors of its own and a single child."""
-    while not part.tensors and len(part.children) == 1:
+    """The part itself, or what it merely wraps: no tensors of its own and a single child that is no list of blocks."""
+    while not part.tensors and len(part.children) == 1 and not _is_block_list(part):
         part = part.children[0]
     return part
 
@@ -202,6 +202,21 @@ def _is_stage(part: Part) -> bool:
         return sum(child.size_bytes for child in repeated) >= COVER * part.size_bytes
     lists = [child for child in part.children if _is_block_list(child) and _all_alike(_composites(child.children))]
     return sum(child.size_bytes for child in lists) >= COVER * part.size_bytes
+
+
+def _is_repetition(parts: list[Part]) -> bool:
+    """Whether parts are of one kind, or one kind among them recurs."""
+    if _all_alike(parts):
+        return True
+    return any(sum(_are_alike(part, other) for other in parts) >= RECURRENCES for part in parts)
+
+
+def _repeats_a_layer(part: Part) -> bool:
+    """Whether the part is a numbered list that mostly consists of one layer, again and again."""
+    if not _is_numbered_list(part) or len(part.children) < RECURRENCES:
+        return False
+    recurring = [child for child in part.children if _recurs(child, part.children)]
+    return sum(child.size_bytes for child in recurring) >= COVER * part.size_bytes
 
 
 def _recurs(part: Part, members: list[Part]) -> bool:

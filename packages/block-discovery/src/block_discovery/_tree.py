@@ -87,6 +87,7 @@ class BlockTree:
         units: blocks and leaves in the order of the model, then at most one unit of kind ``"rest"``.
         tied: groups of names that share one storage; charged once, to the rest, and always resident.
         source: whether a module or only names and sizes were seen.
+        prefix: what was cut off from the names in a checkpoint to get the names here.
 
     Raises:
         InvalidTreeError: a tensor or path twice, a unit inside another, a unit without tensors, a rest that is not last
@@ -96,6 +97,7 @@ class BlockTree:
     units: tuple[Unit, ...]
     tied: tuple[tuple[str, ...], ...] = ()
     source: Source = "module"
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         _check_units(self.units)
@@ -200,13 +202,14 @@ def _encode(tree: BlockTree) -> dict[str, Any]:
         }
         for unit in tree.units
     ]
-    return {"source": tree.source, "tied": [list(group) for group in tree.tied], "units": units}
+    return {"source": tree.source, "prefix": tree.prefix, "tied": [list(group) for group in tree.tied], "units": units}
 
 
 def _decode(value: JsonValue) -> BlockTree:
-    fields = value.fields("source", "tied", "units", "format", "version")
+    fields = value.fields("source", "prefix", "tied", "units", "format", "version")
     return BlockTree(
         source=fields["source"].choice(get_args(Source)),
+        prefix=fields["prefix"].text(),
         tied=tuple(tuple(name.text() for name in group.items()) for group in fields["tied"].items()),
         units=tuple(_decode_unit(unit) for unit in fields["units"].items()),
     )

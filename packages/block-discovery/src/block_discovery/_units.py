@@ -26,6 +26,7 @@ def tree_of(
     tied: Sequence[tuple[str, ...]] = (),
     charged: Iterable[TensorInfo] = (),
     aliases: Iterable[Alias] = (),
+    prefix: str = "",
 ) -> BlockTree:
     """Assemble the tree.
 
@@ -36,6 +37,7 @@ def tree_of(
         tied: groups of tensor names that share memory.
         charged: the one tensor of each tied group that is charged.
         aliases: second paths of modules with tensors.
+        prefix: what was cut off from the names.
     """
     moved = _used_outside_their_unit(result, aliases)
     rest = [*result.rest, *charged]
@@ -62,7 +64,7 @@ def tree_of(
         rest.sort(key=lambda tensor: position[tensor.name])
         units.append(Unit(path="", class_name="", kind="rest", group=None, tensors=tuple(rest)))
     also_tied = ((name, *others) for name, others in moved.items())
-    return BlockTree(units=tuple(units), tied=(*tied, *also_tied), source=source)
+    return BlockTree(units=tuple(units), tied=(*tied, *also_tied), source=source, prefix=prefix)
 
 
 def _used_outside_their_unit(result: Cut, aliases: Iterable[Alias]) -> dict[str, list[str]]:
