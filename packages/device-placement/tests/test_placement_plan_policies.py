@@ -10,7 +10,7 @@ from placement_trees import FLUX_SINGLE, GIB, MIB, machine, tree_of, unit
 from alloc_spec import Budget
 from block_discovery import BlockTree
 from device_placement import PlacementPlan, Policy, plan
-from device_placement._select import compute_weight
+from device_placement._select import assumed_weight
 
 
 def streaming(tree: BlockTree, need_bytes: int, policy: Policy = "stripe", slots: int = 2) -> list[int]:
@@ -115,9 +115,19 @@ def test_stripe_needs_a_fraction_of_the_slots_of_whole_block_policies() -> None:
     assert max(streaming(tree, need)) < 0.4 * max(streaming(tree, need, "interleave"))
 
 
-def test_time_grows_with_the_square_root_of_bytes_and_lookup_tables_take_none() -> None:
-    assert compute_weight(4 * 10**9) == 2 * compute_weight(10**9)
-    assert compute_weight(10**9, is_embedding=True) == 0
+def test_blocks_count_the_same_whatever_their_size_unless_they_were_measured() -> None:
+    tree = tree_of([(MIB,) * 8] * 3 + [(4 * MIB,) * 8] * 3)
+    assert streaming(tree, 24 * MIB) == [4 * MIB] * 6
+
+
+def test_single_layers_and_lookup_tables_are_taken_to_compute_little_and_nothing() -> None:
+    assert assumed_weight("block") > 4 * assumed_weight("leaf") > 0
+    assert assumed_weight("leaf", is_embedding=True) == assumed_weight("rest") == 0
+
+
+def test_a_model_of_single_layers_alone_streams_all_of_them_alike() -> None:
+    units = [unit(f"layer{index}", (MIB,) * 4, kind="leaf") for index in range(6)]
+    assert streaming(BlockTree(units=tuple(units)), 12 * MIB) == [2 * MIB] * 6
 
 
 def test_zero_byte_tensors_stay_where_they_compute() -> None:

@@ -109,12 +109,14 @@ def test_a_unit_never_called_is_never_copied() -> None:
     assert predict(result, HARDWARE, compute_seconds=0.01, call_order=paths).transfer_seconds == 0
 
 
-def test_compute_seconds_are_divided_by_the_root_of_bytes_and_lookup_tables_get_none() -> None:
+def test_compute_seconds_are_divided_as_the_planner_assumes() -> None:
     table = unit("embed", (10 * MB,), kind="leaf", is_embedding=True)
-    tree = BlockTree(units=(table, unit("small", (MB,)), unit("large", (4 * MB,))))
-    estimate = predict(plan(tree, "cuda:0,*", HARDWARE), HARDWARE, compute_seconds=0.03)
+    head = unit("head", (MB,), kind="leaf")
+    tree = BlockTree(units=(table, unit("small", (MB,)), unit("large", (4 * MB,)), head))
+    estimate = predict(plan(tree, "cuda:0,*", HARDWARE), HARDWARE, compute_seconds=0.17)
     spent = {span.unit: span.end_seconds - span.start_seconds for span in estimate.spans}
-    assert spent["small"] == pytest.approx(0.01) and spent["large"] == pytest.approx(0.02)
+    assert spent["small"] == pytest.approx(0.08) and spent["large"] == pytest.approx(0.08)
+    assert spent["head"] == pytest.approx(0.01)
     assert spent.get("embed", 0.0) == 0.0
 
 

@@ -9,7 +9,7 @@ from block_discovery import BlockTree, Unit
 from device_placement._assign import fill_in_order
 from device_placement._errors import InvalidPlanError
 from device_placement._plan import Policy, TensorHome, UnitPlacement
-from device_placement._select import Movable, Selection, compute_weight, interleaved
+from device_placement._select import Movable, Selection, assumed_weight, interleaved
 from device_placement._stripe import striped
 
 
@@ -98,7 +98,7 @@ def _chosen(units: Sequence[Unit], wish: Wish, elastic: str, streamed: Selection
 def _movable(unit: Unit, unit_seconds: Mapping[str, float] | None) -> Movable:
     sizes = tuple(tensor.size_bytes for tensor in unit.tensors)
     if unit_seconds is None:
-        return Movable(sizes=sizes, weight=compute_weight(unit.size_bytes, is_embedding=unit.is_embedding))
+        return Movable(sizes=sizes, weight=assumed_weight(unit.kind, is_embedding=unit.is_embedding))
     if unit.path not in unit_seconds:
         raise InvalidPlanError(f"unit_seconds does not know {unit.path!r}; give every unit its seconds, or none")
     return Movable(sizes=sizes, weight=unit_seconds[unit.path])

@@ -50,7 +50,8 @@ def plan(
             ``"interleave"``: whole blocks, evenly spaced; ``"contiguous"``: one stretch of the model a device, in the
             order of the allocation; ``"legacy_tail"``: whole blocks, devices in alphabetical order, for comparison.
         slots: streaming buffers on the compute device; 2 overlap copy and compute.
-        unit_seconds: time of one forward of each unit by path, if measured; else estimated from its bytes.
+        unit_seconds: time of one forward of each unit by path, if measured; else every block is taken to need
+            the same, and single layers beside blocks little.
 
     Raises:
         BudgetTooSmallError: the rest and the slots do not fit; says how many bytes are missing and what would fit.

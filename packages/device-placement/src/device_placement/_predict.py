@@ -10,7 +10,7 @@ from device_placement._estimate import Bound, Estimate, Span
 from device_placement._hardware import Hardware
 from device_placement._plan import PlacementPlan, UnitPlacement, aligned_bytes
 from device_placement._recurrence import Call, Copy, SteadyPass, steady_pass
-from device_placement._select import compute_weight
+from device_placement._select import assumed_weight
 
 BOUND_TOLERANCE = 0.01
 
@@ -33,7 +33,7 @@ def predict(
         plan: placement of every unit; pure data, needs no device.
         hardware: links in GB/s and seconds of latency, as measured by `probe` or given by hand.
         compute_seconds: time of a pass with all weights resident. Divided over the calls by `unit_seconds` if given,
-            else by the square root of their bytes, as the planner does (a lookup table computes nothing).
+            else as the planner assumes: the same for every block, little for single layers, none for lookup tables.
         unit_seconds: time of one forward of each unit by path, weights resident; the rest (path ``""``) may be left
             out. Without `compute_seconds` these are the seconds themselves.
         call_order: paths of the units in the order of their forwards, once for each; the order of the model by
@@ -136,7 +136,7 @@ def _call_seconds(
     if compute_seconds is not None:
         _check_seconds("compute_seconds", compute_seconds)
     if unit_seconds is None:
-        shares = [compute_weight(unit.size_bytes, is_embedding=unit.is_embedding) for unit in order]
+        shares = [assumed_weight(unit.kind, is_embedding=unit.is_embedding) for unit in order]
     else:
         shares = [_given_seconds(unit, unit_seconds) for unit in order]
     if compute_seconds is None:
