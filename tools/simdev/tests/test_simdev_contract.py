@@ -6,8 +6,7 @@ Whatever holds here on both is what the other tests may take from the simulation
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,25 +18,19 @@ MIB = 1 << 20
 Make = Callable[..., torch.Tensor]
 Place = Callable[[int], torch.device]
 
-pytestmark = [pytest.mark.simdev] if TARGET == "sim" else [pytest.mark.usefixtures("settled")]
+pytestmark = [pytest.mark.simdev] if TARGET == "sim" else []
 
 
 @pytest.fixture
-def on(request: pytest.FixtureRequest) -> Place:
-    """Return device number i of the target."""
+def on(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Yield what makes device number i of the target."""
     if TARGET == "sim":
         request.getfixturevalue("sim")
-    elif torch.accelerator.device_count() == 0 or torch.accelerator.current_accelerator() != torch.device(TARGET):
-        pytest.fail(f"SIMDEV_TARGET={TARGET}, and torch sees no such accelerator")
-    return lambda index: torch.device(TARGET, index)
-
-
-@pytest.fixture
-def settled() -> Any:
-    """Give memory back between tests on a device that keeps a cache."""
-    yield
+    elif torch.accelerator.current_accelerator(check_available=True) != torch.device(TARGET):
+        pytest.fail(f"SIMDEV_TARGET={TARGET}, and torch sees no such accelerator", pytrace=False)
+    yield lambda index: torch.device(TARGET, index)
     torch.accelerator.synchronize()
-    torch.accelerator.empty_cache()
+    torch.accelerator.empty_cache()  # a real device keeps a cache
 
 
 @pytest.fixture

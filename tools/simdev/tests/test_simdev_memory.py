@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,6 +196,17 @@ def test_memory_comes_back_whatever_frees_it(sim: types.ModuleType) -> None:
     cycle.append(cycle)
     del cycle
     assert [sim.mem(index).used for index in range(2)] == before[:2]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident size from /proc")
+def test_freed_memory_goes_back_to_the_system(sim: types.ModuleType) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident_bytes()
+    for _ in range(20):
+        bytes_on(0, 48 * MIB)
+    assert resident_bytes() - before < 400 * MIB
 
 
 def test_bytes_of_a_freed_source_still_arrive(sim: types.ModuleType) -> None:
