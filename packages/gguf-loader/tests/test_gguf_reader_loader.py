@@ -118,7 +118,9 @@ def test_text_and_diffusion_models_are_told_apart_by_their_tensors(tmp_path: Pat
     diffusion = named("double_blocks.0.img_attn.qkv.weight").write(tmp_path / "diffusion.gguf")
     assert set(gguf_sd_loader(text, is_text_model=True)[0]) == {"token_embd.weight", "blk.0.attn_q.weight"}
     assert len(gguf_sd_loader(vision, is_text_model=True)[0]) == 2
+    original = named("encoder.block.0.layer.0.SelfAttention.q.weight").write(tmp_path / "original.gguf")
+    assert len(gguf_sd_loader(original, is_text_model=True)[0]) == 1
     with pytest.raises(GgufKeyError, match="those of a text encoder, not of a diffusion model; load it as a text"):
         gguf_sd_loader(text)
-    with pytest.raises(GgufKeyError, match=r"not a text encoder in llama.cpp's names"):
+    with pytest.raises(GgufKeyError, match="not a text encoder: its names are neither"):
         gguf_sd_loader(diffusion, is_text_model=True)

@@ -94,6 +94,31 @@ def test_wrong_names_and_quantised_tensors_are_refused(rich_path: Path) -> None:
         file.native_tensor("linear")
 
 
+def pages(path: Path, kind: str) -> int:
+    """KiB of one kind that this process has of a mapped file."""
+    total = 0
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith(f"{kind}:"):
+            total += int(line.split()[1])
+    return total
+
+
+@linux
+def test_pages_are_those_of_the_file_until_they_are_written(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4096
+    file = raw.File(tensors=[raw.Tensor("big", (len(data) // 4,), raw.F32, data)])
+    path = file.write(tmp_path / "big.gguf")
+    stored = open_gguf(path).tensor_bytes("big")
+    assert int(stored.sum()) == sum(range(256)) * 4096
+    assert pages(path, "Rss") >= 1024
+    assert pages(path, "Anonymous") == 0
+    stored[:8192] = 0
+    assert 8 <= pages(path, "Anonymous") <= 12
+
+
 @linux
 def test_a_file_larger_than_memory_and_swap_can_be_mapped(tmp_path: Path) -> None:
     sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

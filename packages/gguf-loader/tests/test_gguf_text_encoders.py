@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import gguf_convert as convert
 import pytest
 import torch
 
-from gguf_loader import GgufKeyError, load_text_encoder
+from gguf_loader import GgufKeyError, load_packed, load_text_encoder
 from gguf_loader._packed import PackedTensor
 
 transformers = pytest.importorskip("transformers")
@@ -161,6 +162,7 @@ def test_quantised_weights_stay_packed_and_differ_from_the_original_by_their_rou
     assert torch.equal(outputs(case.load(encoder.state_dict)), outputs(rounded))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_only_reordered_and_shifted_tensors_are_copied(tmp_path: Path) -> None:
     llama = next(case for case in CASES if case.name == "llama")
     path = llama.write(llama.build(seed=1), tmp_path / "llama.gguf")
@@ -197,6 +199,34 @@ def test_an_unknown_architecture_can_be_named_by_hand(tmp_path: Path) -> None:
         load_text_encoder(path)
     encoder = load_text_encoder(path, architecture="qwen3")
     assert (encoder.component, set(encoder.state_dict)) == ("qwen3", {"model.embed_tokens.weight"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.block.0.layer.0.SelfAttention.q.weight",
+        "text_model.encoder.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+    ],
+)
+def test_a_file_with_the_original_names_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    tensors = {name: torch.arange(8.0).view(4, 2), "anything.else": torch.zeros(2)}
+    encoder = load_text_encoder(convert.write(tmp_path / "pig.gguf", "pig", tensors, {}))
+    assert (encoder.component, encoder.unmapped) == ("original", ())
+    assert set(encoder.state_dict) == set(tensors)
+    assert torch.equal(encoder.state_dict[name], tensors[name])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "t5 v1.1"])
+def test_a_packed_text_encoder_runs_without_being_unpacked(tmp_path: Path, name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    encoder = load_text_encoder(case.write(case.build(seed=1), tmp_path / "packed.gguf", "Q8_0"), dtype=torch.float32)
+    dense = case.load(encoder.state_dict)
+    packed = case.build(seed=99)
+    report = load_packed(packed, encoder.state_dict, strict=False)
+    assert not report.unexpected
+    assert len(report.packed) > 8
+    assert torch.allclose(outputs(packed), outputs(dense), atol=1e-4, rtol=1e-4)
 
 
 def test_a_diffusion_model_is_no_text_encoder(tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ from ._errors import GgufKeyError, GgufTypeError
 from ._header import GgufHeader, read_header
 from ._packed import PackedTensor
 from ._reader import GgufFile, open_gguf
+from ._text_components import has_original_names
 
 _LOG = logging.getLogger(__name__)
 
 DIFFUSION_PREFIX = "model.diffusion_model."
 """What single-file checkpoints put before the names of the diffusion model's tensors."""
 
-_TEXT_MARKS = ("token_embd.weight", "v.patch_embd.weight", "mm.0.weight")
+# What llama.cpp calls the first tensor of every text encoder and of every vision tower.
+_TEXT_MARKS = ("token_embd.weight", "v.patch_embd.weight")
 # ggml's own formats for activations within a product: no weight is ever stored in them, and nothing dequantises them.
 _ACTIVATION_TYPES = frozenset({"Q8_1", "Q8_K"})
 
@@ -85,7 +87,8 @@ def gguf_sd_loader(
     Args:
         path: the file.
         handle_prefix: prefix of the diffusion model's tensors in single-file checkpoints; None keeps all names.
-        is_text_model: whether the caller expects a text encoder or its vision projector, in llama.cpp's names.
+        is_text_model: whether the caller expects a text encoder or its vision projector. The names stay those of the
+            file; `load_text_encoder` gives them back their originals.
 
     Returns:
         the state dict, and `arch_str` (`general.architecture`, or None) with `metadata` (every scalar as text).
@@ -103,9 +106,9 @@ def gguf_sd_loader(
             path=header.path,
             remedy="load it as a text encoder (is_text_model=True, or load_text_encoder)",
         )
-    if is_text_model and not is_text:
+    if is_text_model and not is_text and not has_original_names(header):
         raise GgufKeyError(
-            f"not a text encoder in llama.cpp's names: none of {', '.join(_TEXT_MARKS)} is there",
+            f"not a text encoder: its names are neither an original checkpoint's nor llama.cpp's ({_TEXT_MARKS[0]})",
             path=header.path,
             remedy="load it as a diffusion model, or convert the text encoder with llama.cpp",
         )

@@ -6,6 +6,7 @@ llama.cpp's `conversion/` and gguf-py's tensor name tables.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from ._errors import GgufKeyError
 from ._header import GgufHeader
 from ._key_map import KeyMap, with_suffixes
 
+_ORIGINAL = re.compile(r"(?:text_model\.encoder\.layers|encoder\.block|model\.layers)\.\d+\.")
 _ROPE = frozenset({"rope_freqs.weight", "blk.{n}.attn_rot_embd.weight"})
 
 _LAYER = {
@@ -95,9 +97,14 @@ class TextComponent:
 def component_of(header: GgufHeader, architecture: str | None = None) -> TextComponent:
     """The component that a file holds, by `general.architecture` or by the name given instead.
 
+    A file whose tensors have the names of the original checkpoint, as converters other than llama.cpp's leave them, is
+    taken as it is.
+
     Raises:
         GgufKeyError: no component has the architecture.
     """
+    if architecture is None and has_original_names(header):
+        return TextComponent(name="original", key_map=KeyMap({name: name for name in header.tensors}))
     name = header.architecture if architecture is None else architecture
     if name in ("t5", "t5encoder"):
         # Version 1.1 gates its MLP; version 1.0 has one matrix where that has two.
@@ -111,6 +118,11 @@ def component_of(header: GgufHeader, architecture: str | None = None) -> TextCom
             remedy=f"name the one that it is like: t5, {', '.join(COMPONENTS)}",
         )
     return component
+
+
+def has_original_names(header: GgufHeader) -> bool:
+    """Whether the tensors have the names of an original text encoder rather than llama.cpp's."""
+    return any(_ORIGINAL.match(name) for name in header.tensors)
 
 
 def _decoder_only(layer: Mapping[str, str], whole: Mapping[str, str] = MappingProxyType({})) -> KeyMap:

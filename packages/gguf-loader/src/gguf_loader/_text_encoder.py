@@ -30,7 +30,8 @@ class GgufTextEncoder:
 
     Attributes:
         header: what the file says of itself; its vocabulary is read by `rebuild_tokenizer`.
-        component: the family: t5, llama, mistral, qwen2, qwen2vl, qwen3, qwen3vl, gemma2, gemma3 or gemma4.
+        component: the family: t5, llama, mistral, qwen2, qwen2vl, qwen3, qwen3vl, gemma2, gemma3 or gemma4;
+            original where the file already has the names of the original checkpoint.
         state_dict: tensors under the names of the original checkpoint; `PackedTensor` where quantised.
         unmapped: names in the files that no table knows; their tensors are not in the state dict.
         projector: header of the vision projector whose tensors are in the state dict, if one is.
