@@ -11,7 +11,9 @@ Threads take turns: one holds the engine from `enter` to `leave`, since a module
 from __future__ import annotations
 
 import logging
+import sys
 import threading
+import types
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import perf_counter_ns
@@ -164,7 +166,7 @@ class Engine:
             HandleInvalidatedError: resident tensors were moved or deleted since they were placed.
         """
         with self.lock:
-            self._abandon(self._active)
+            self._abandon_left()
             if self.passes == 1:
                 self._report_uncalled()
             self.passes += 1
@@ -188,13 +190,14 @@ class Engine:
         else:
             self._active.remove(unit)
 
-    def _abandon(self, units: Sequence[StreamedUnit]) -> None:
-        """End forwards of the calling thread that were left without `leave`, as KeyboardInterrupt leaves them."""
-        for unit in reversed(list(units)):
-            calls = unit.depth
-            self._restore(unit)
-            for _ in range(calls):
-                self.lock.release()
+    def _abandon_left(self) -> None:
+        """End forwards of the calling thread that were left without `leave`: torch calls no hook at a KeyboardInterrupt."""
+        for unit in reversed(self._active[:]):
+            if not _is_running(unit):
+                calls = unit.depth
+                self._restore(unit)
+                for _ in range(calls):
+                    self.lock.release()
 
     def _reconcile(self, unit: StreamedUnit) -> None:
         """The host edited, replaced or moved tensors of the unit."""
@@ -224,7 +227,7 @@ class Engine:
             wanted = self._order.upcoming(len(ring.slots))
             slot = ring.load(unit, wanted) or ring.load_anywhere(unit)
         if slot is None:
-            self._abandon([active for active in self._active if not unit.path.startswith(f"{active.path}.")])
+            self._abandon_left()
             slot = ring.load_anywhere(unit)
         if slot is None:
             raise HandleStateError(
@@ -335,10 +338,21 @@ class Engine:
             self._order = CallOrder(())
 
     def _require_idle(self, what: str) -> None:
+        self._abandon_left()
         if self._active:
             raise HandleStateError(
                 f"{what} was called inside the forward of {self._active[-1].path!r}; wait for its end"
             )
+
+
+def _is_running(unit: StreamedUnit) -> bool:
+    """Whether a forward of the unit is on the stack of the calling thread."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_locals.get("self") in unit.callers:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _out_of(slot: Slot, result: Any) -> Any:

@@ -86,6 +86,7 @@ def install(model: nn.Module, engine: Engine) -> list[RemovableHandle]:
     ]
     for unit in engine.units:
         module = caller_of(model, unit.path)
+        unit.callers.append(module)
         # Other pre-hooks must see the weights that the forward will see.
         handles.append(module.register_forward_pre_hook(UnitHook(enter, engine, unit), prepend=True))
         handles.append(module.register_forward_hook(UnitHook(leave, engine, unit), always_call=True))
@@ -148,6 +149,8 @@ def _enter_part(engine: Engine, unit: StreamedUnit, site: _Site, module: nn.Modu
     if engine.is_inside(unit):
         return
     _dismiss(unit, [part for part in module.modules() if part is not module])
+    if module not in unit.callers:
+        unit.callers.append(module)
     engine.enter(unit)
     site.entered += 1
 

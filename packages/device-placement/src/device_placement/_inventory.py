@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -217,27 +217,42 @@ def assign(model: nn.Module, inventory: Inventory, plan: PlacementPlan) -> Assig
     units = tuple(
         (unit, tuple(PlannedTensor(home, inventory.by_name[home.name]) for home in unit.homes)) for unit in plan.units
     )
-    _check_units(model, units, plan.compute)
+    _check_units(model, inventory, units, plan.compute)
     return Assignment(units, tuple(without))
 
 
 def _check_units(
-    model: nn.Module, units: tuple[tuple[UnitPlacement, tuple[PlannedTensor, ...]], ...], compute: str
+    model: nn.Module,
+    inventory: Inventory,
+    units: tuple[tuple[UnitPlacement, tuple[PlannedTensor, ...]], ...],
+    compute: str,
 ) -> None:
-    modules: Mapping[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    for name, held in inventory.by_name.items():
+        names.setdefault(id(held), []).append(name)
     for unit, tensors in units:
         streamed = [tensor for tensor in tensors if tensor.home.device != compute]
         if not streamed:
             continue
         if unit.path not in modules:
             raise PlanMismatchError("the model has no module", [unit.path], "make the plan from this model")
-        inside = {
-            id(owner) for module in modules[unit.path].modules() for owner in (module._parameters, module._buffers)
-        }
-        shared = [place.name for tensor in streamed for place in tensor.held.places if id(place.owner) not in inside]
+        prefix = f"{unit.path}." if unit.path else ""
+        others = [name for tensor in streamed for name in names[id(tensor.held)] if not name.startswith(prefix)]
+        shared = [name for name in others if not _leads_through(model, name, modules[unit.path])]
         if shared:
             raise PlanMismatchError(
                 f"tensors streamed for {unit.path!r} are also used outside it",
                 shared,
                 f"give tied tensors a home on {compute!r}, where everybody finds them",
             )
+
+
+def _leads_through(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """Whether `module` is on the way to the tensor: calling it is the only way to use the tensor by this name."""
+    step = model
+    for key in name.split(".")[:-1]:
+        step = step.get_submodule(key)
+        if step is module:
+            return True
+    return step is module

@@ -68,12 +68,13 @@ class StreamedUnit:
         depth: how often it is being called, by the thread `owner`.
         calls: forwards so far.
         fetches: times its bytes were brought over.
+        callers: modules whose forward reads its tensors.
         scouts: hooks on parts that are looked out for, until the first call shows who is called.
     """
 
     __slots__ = (
-        *("_current", "_exchanges", "_packed", "_transfers", "_version", "_watches", "calls", "depth", "entries"),
-        *("fetches", "kept", "owner", "path", "scouts", "shares", "slot"),
+        *("_current", "_exchanges", "_packed", "_transfers", "_version", "_watches", "callers", "calls", "depth"),
+        *("entries", "fetches", "kept", "owner", "path", "scouts", "shares", "slot"),
     )
 
     def __init__(self, path: str, shares: tuple[Share, ...], kept: tuple[tuple[int, Kept], ...]) -> None:
@@ -85,6 +86,7 @@ class StreamedUnit:
         self.owner = 0
         self.calls = 0
         self.fetches = 0
+        self.callers: list[nn.Module] = []
         self.scouts: dict[nn.Module, tuple[RemovableHandle, RemovableHandle]] = {}
         self._exchanges: dict[int, tuple[Exchange, ...]] = {}
         self._current: tuple[Exchange, ...] = ()
