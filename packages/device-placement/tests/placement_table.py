@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from placement_trees import flux_seconds, flux_tree, machine, qwen_tree, wan_tree
 
@@ -10,7 +11,7 @@ from block_discovery import BlockTree
 from device_placement import Policy, plan, predict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Case:
     """One row: a model, its compute seconds a pass, a link and the memory for weights on the compute device."""
 
@@ -38,6 +39,7 @@ CASES = [
 ]
 
 
+@cache
 def seconds_of(case: Case, policy: Policy, *, slots: int = 2, overlap: bool = True) -> float:
     """Predicted seconds a pass when residents and slots together fill the memory of the case."""
     hardware = machine(case.vram_gb * 10**9, gb_per_second=case.gb_per_second)

@@ -29,7 +29,7 @@ MODEL_GB = 24
 
 def predicted(offloaded_gb: float, *, compute_seconds: float, gb_per_second: float, overlap: bool) -> float:
     """Seconds an iteration of a model of equal blocks with so many GB on the other side of a link."""
-    tree = tree_of([(20_000_000,)] * (MODEL_GB * 50))
+    tree = tree_of([(40_000_000,)] * (MODEL_GB * 25))
     moved = int(offloaded_gb * 1e9)
     budget = Budget(order=("cuda:0", "cpu"), amounts={"cuda:0": tree.size_bytes - moved, "cpu": moved})
     hardware = machine(32 * GIB, gb_per_second=gb_per_second, latency_seconds=0)

@@ -12,7 +12,7 @@ spaced.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -109,25 +109,38 @@ def _pick(menus: Sequence[_Menu], weights: Sequence[float], need_bytes: int) -> 
 def _settle(menus: Sequence[_Menu], below: list[int], above: list[int], need_bytes: int) -> list[int]:
     """Between too little (`below`) and enough (`above`): as few switches as reach `need_bytes`, evenly spaced."""
     switching = [index for index, (a, b) in enumerate(zip(below, above, strict=True)) if a != b]
-    picks = above
-    for count in range(1, len(switching) + 1):
+
+    def switched(count: int) -> list[int]:
         picks = list(below)
         for turn in range(count):
             index = switching[(2 * turn + 1) * len(switching) // (2 * count)]
             picks[index] = above[index]
-        if _total(menus, picks) >= need_bytes:
+        return picks
+
+    few, enough = 0, len(switching)
+    while enough - few > 1:
+        middle = (few + enough) // 2
+        if _total(menus, switched(middle)) < need_bytes:
+            few = middle
+        else:
+            enough = middle
+    return _give_back(menus, switched(enough), need_bytes)
+
+
+def _give_back(menus: Sequence[_Menu], picks: list[int], need_bytes: int) -> list[int]:
+    """Let single units stream less while more than `need_bytes` is streamed: the one that uses up the excess best.
+
+    What is left over is less than any unit could give back, and so less than a unit.
+    """
+    while excess := _total(menus, picks) - need_bytes:
+        saved, index, lower = 0, 0, 0
+        for candidate, (menu, pick) in enumerate(zip(menus, picks, strict=True)):
+            least = bisect_left(menu.sums, menu.sums[pick] - excess)
+            if menu.sums[pick] - menu.sums[least] >= max(saved, 1):
+                saved, index, lower = menu.sums[pick] - menu.sums[least], candidate, least
+        if not saved:
             break
-    return _give_back(menus, picks, _total(menus, picks) - need_bytes)
-
-
-def _give_back(menus: Sequence[_Menu], picks: list[int], excess: int) -> list[int]:
-    """Let the one unit stream less that uses up the excess best."""
-    best = (0, 0, 0)
-    for index, (menu, pick) in enumerate(zip(menus, picks, strict=True)):
-        lower = next((at for at in range(pick + 1) if menu.sums[at] >= menu.sums[pick] - excess), pick)
-        best = max(best, (menu.sums[pick] - menu.sums[lower], index, lower))
-    if best[0]:
-        picks[best[1]] = best[2]
+        picks[index] = lower
     return picks
 
 
