@@ -27,7 +27,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
                 int(d.index()), ", there are ", settings().device_count, " devices");
     current_device = d.index();
   }
-  void uncheckedSetDevice(Device d) const noexcept override { current_device = d.index(); }
+  void uncheckedSetDevice(Device d) const noexcept override { current_device = index(d); }
   Device exchangeDevice(Device d) const override {
     const Device previous = getDevice();
     setDevice(d);

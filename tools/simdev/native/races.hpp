@@ -40,8 +40,7 @@ inline std::vector<std::string>& violations() { return immortal<Violations>().se
 // The accesses of one block that a later one may still conflict with.
 class History {
  public:
-  // Check an access against the earlier ones, then keep it. `block` is the subject of a report: "a 512-byte block on
-  // ...".
+  // Check an access against the earlier ones, then keep it. `block` names the block in a report.
   void add(const Operation& op, ByteRange range, bool write, const std::function<std::string()>& block) {
     for (const Access& a : accesses_) {
       if (a.stream == op.stream.number || !conflict(a, range, write) || a.before(op.stream.clock)) continue;
