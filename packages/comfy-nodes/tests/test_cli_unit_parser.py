@@ -167,3 +167,35 @@ sys.exit(f"loaded {{heavy}}" if heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def run_instead(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `torchspan explain` raise `error`."""
+
+    def fail(options: argparse.Namespace) -> ExitCode:
+        print("something was printed before")
+        raise error
+
+    monkeypatch.setattr(_parser, "_run_explain", fail)
+
+
+def test_a_refusal_keeps_its_exit_code_and_follows_what_was_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_instead(monkeypatch, CommandError("too small; free some memory"))
+    assert main(["explain", "x"]) == ExitCode.REFUSED
+    captured = capsys.readouterr()
+    assert captured.out == "something was printed before\n"
+    assert captured.err == "torchspan explain: too small; free some memory\n"
+
+
+def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run_instead(monkeypatch, KeyboardInterrupt())
+    assert main(["explain", "x"]) == ExitCode.INTERRUPTED
+    assert capsys.readouterr().err == "torchspan explain: interrupted\n"
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_instead(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["explain", "x"])

@@ -45,7 +45,7 @@ def contents(tree: BlockTree) -> str:
     kinds = [unit.kind for unit in tree.units]
     tensors = sum(len(unit.tensors) for unit in tree.units)
     counts = ((kinds.count("block"), "block"), (kinds.count("leaf"), "single layer"), (tensors, "tensor"))
-    listed = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts)
+    listed = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
     return f"{listed}, {human_bytes(tree.size_bytes)}"
 
 

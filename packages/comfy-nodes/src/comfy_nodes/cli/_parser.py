@@ -152,9 +152,8 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prefix",
-        default="",
         metavar="TEXT",
-        help="only tensors under this prefix, for example model.diffusion_model.",
+        help="only tensors under this prefix, for example model.diffusion_model. (default: what all names share)",
     )
     allocation = parser.add_argument_group("allocation")
     allocation.add_argument("--spec", metavar="TEXT", help='an allocation, for example "cuda:0,6gb;cpu,*"')

@@ -10,7 +10,14 @@ from typing import Any
 
 import alloc_spec
 from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError
-from block_discovery import BlockDiscoveryError, BlockTree, discover_file, read_safetensors_header
+from block_discovery import (
+    BlockDiscoveryError,
+    BlockTree,
+    ModelWithoutParametersError,
+    discover_file,
+    read_safetensors_header,
+    read_safetensors_index,
+)
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._machine import hardware_for
 from comfy_nodes.cli._output import contents, human_bytes, warn
@@ -115,10 +122,14 @@ def _spec_for(options: argparse.Namespace, hardware: Hardware) -> AllocationSpec
     return alloc_spec.parse(f"{hardware.compute},auto;{donor},*")
 
 
-def _read_model(file: Path, prefix: str) -> tuple[BlockTree, list[str]]:
+def _read_model(file: Path, prefix: str | None) -> tuple[BlockTree, list[str]]:
+    read = read_safetensors_index if file.suffix == ".json" else read_safetensors_header
     with exits_with(ExitCode.REFUSED, BlockDiscoveryError, OSError):
-        header = read_safetensors_header(file)
-        tree = discover_file(file, prefix=prefix)
+        header = read(file)
+        try:
+            tree = discover_file(file, prefix=prefix)
+        except ModelWithoutParametersError as error:
+            raise CommandError(f"{file}: {error}") from error
     if not header.missing_bytes:
         return tree, []
     return tree, [
