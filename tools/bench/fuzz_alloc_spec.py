@@ -132,17 +132,17 @@ def fuzz(count: int, seed: int) -> tuple[Counter[tuple[str, str]], str | None]:
     return counts, None
 
 
-def rate(texts: Sequence[str], repeats: int = 5) -> float:
-    """Parses a second, refusals with their corrections included; the best of several repeats."""
+def rate(texts: Sequence[str], repeats: int = 40) -> float:
+    """Parses a second of CPU time, refusals with their corrections included; the best of several repeats."""
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         for text in texts:
             try:
                 alloc_spec.parse(text)
             except alloc_spec.AllocSyntaxError:
                 continue
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return len(texts) / best
 
 
@@ -155,7 +155,7 @@ def measure(seed: int, samples: int) -> dict[str, float]:
     return {
         "parsed": rate(parsed),
         "refused, with correction": rate(refused),
-        "cuda:0,2.5gb;cpu,*": rate(["cuda:0,2.5gb;cpu,*"] * 5000),
+        "cuda:0,2.5gb;cpu,*": rate(["cuda:0,2.5gb;cpu,*"] * 500),
     }
 
 
@@ -164,7 +164,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000, help="texts to try (default: 1000000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generator (default: 0)")
-    parser.add_argument("--samples", type=int, default=2000, help="texts of each kind to time (default: 2000)")
+    parser.add_argument("--samples", type=int, default=200, help="texts of each kind to time (default: 200)")
     arguments = parser.parse_args()
     start = time.perf_counter()
     counts, complaint = fuzz(arguments.count, arguments.seed)
@@ -180,7 +180,7 @@ def main() -> int:
     if complaint is not None:
         print(f"BROKEN: {complaint}")
         return 1
-    print(f"\nparses a second, Python {platform.python_version()}, {os.cpu_count()} cores, best of 5:")
+    print(f"\nparses a second of CPU time, Python {platform.python_version()}, {os.cpu_count()} cores, best of 40:")
     for name, value in measure(arguments.seed, arguments.samples).items():
         print(f"  {name:<26}{value:>12,.0f}")
     return 0

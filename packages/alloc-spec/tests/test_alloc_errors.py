@@ -93,7 +93,7 @@ def test_line_breaks_and_control_characters_do_not_break_the_excerpt() -> None:
 def test_a_long_text_is_cut_around_the_span(place: int) -> None:
     text = "".join(chr(ord("a") + index % 26) for index in range(1000))
     _, source, caret = str(AllocSyntaxError("no", text, (place, place + 1))).splitlines()
-    assert len(source) <= 4 + 3 + 100 + 3
+    assert len(source[4:].strip(".")) == 100
     assert source[caret.index("^")] == text[place]
     assert source.startswith("    ...") == (place > 50)
     assert source.endswith("...") == (place < 950)

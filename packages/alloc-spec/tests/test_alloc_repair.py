@@ -72,6 +72,13 @@ def test_a_correction_of_the_wire_form_is_of_the_wire_form() -> None:
     parse_wire(caught.value.suggestion)
 
 
+def test_a_text_of_200_characters_is_the_longest_that_is_corrected() -> None:
+    for length, suggestion in ((200, "cuda:0,2gb;cpu,*"), (201, None)):
+        with pytest.raises(AllocSyntaxError) as caught:
+            parse("cuda:0=2gb;cpu,*".ljust(length))
+        assert caught.value.suggestion == suggestion
+
+
 def test_the_search_gives_up_after_a_few_edits() -> None:
     several = ";".join(f"cuda:{index}=1gb" for index in range(6))
     with pytest.raises(AllocSyntaxError) as caught:
