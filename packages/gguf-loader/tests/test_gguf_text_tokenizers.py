@@ -217,6 +217,7 @@ WRONG: list[tuple[dict[str, Any], type[GgufError], str]] = [
     (SPM | {"eos_token_id": 3}, GgufTokenizerError, r"'tokenizer.ggml.eos_token_id': 3 is no token of 3"),
     (TEKKEN | {"token_type": [3, 1, 3]}, GgufTokenizerError, r"token 2 \(b'b'\) is special among ordinary ones"),
     (TEKKEN | {"tokens": ["<s>", "a", "a b"]}, GgufTokenizerError, "token 2 .* is not spelled in byte-level"),
+    (TEKKEN | {"tokens": [b"\xff<s>", b"a", b"b"]}, GgufTokenizerError, "token 0 .* is not spelled in byte-level"),
 ]
 
 

@@ -241,6 +241,18 @@ def test_the_swapped_mlp_of_early_converters_is_swapped_back() -> None:
         reassemble(swapped, VISION_COMPONENTS["gemma3"])
 
 
+@pytest.mark.parametrize("key", ["clip.projector_type", "clip.vision.projector_type"])
+def test_the_projector_is_read_from_either_key(tmp_path: Path, key: str) -> None:
+    path = convert.write(tmp_path / "p.gguf", "clip", {"v.x": torch.zeros(1)}, {key: "gemma3"})
+    assert vision_component_of(read_header(path)).name == "gemma3"
+
+
+def test_a_projector_that_says_nothing_is_no_projector_of_a_known_kind(tmp_path: Path) -> None:
+    path = convert.write(tmp_path / "p.gguf", "clip", {"v.x": torch.zeros(1)}, {})
+    with pytest.raises(GgufKeyError, match="no vision tower is known with the projector None"):
+        vision_component_of(read_header(path))
+
+
 def test_an_unknown_projector_is_named_with_the_known_ones(tmp_path: Path) -> None:
     path = convert.write(tmp_path / "p.gguf", "clip", {"v.x": torch.zeros(1)}, {"clip.projector_type": "resampler"})
     with pytest.raises(GgufKeyError, match=r"projector 'resampler'; known are qwen2vl_merger, .*mmproj=None"):
