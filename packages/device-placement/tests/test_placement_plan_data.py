@@ -13,6 +13,7 @@ from placement_trees import GIB, machine
 import device_placement
 from device_placement import (
     Device,
+    Estimate,
     Hardware,
     InvalidHardwareError,
     InvalidJsonError,
@@ -221,6 +222,18 @@ def test_a_missing_field_is_named_and_one_with_a_default_may_be_missing() -> Non
     del data["units"][0]["kind"]
     with pytest.raises(InvalidJsonError, match=r"units\[0\]\.kind"):
         PlacementPlan.from_json(json.dumps(data))
+
+
+def test_the_same_holds_for_estimates() -> None:
+    estimate = Estimate(
+        compute="cuda:0", seconds=1.0, compute_seconds=1, transfer_seconds=0.5, bound="link", peak_bytes={"cpu": 5}
+    )
+    assert Estimate.from_json(estimate.to_json()) == estimate
+    data = json.loads(estimate.to_json())
+    for change, where in [({"peak_bytes": []}, "peak_bytes"), ({"peak_bytes": {"cpu": 0.5}}, "peak_bytes['cpu']")]:
+        with pytest.raises(InvalidJsonError) as caught:
+            Estimate.from_json(json.dumps(data | change))
+        assert caught.value.where == where
 
 
 def test_json_that_contradicts_itself_is_refused_as_a_plan() -> None:

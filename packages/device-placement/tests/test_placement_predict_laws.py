@@ -194,14 +194,14 @@ def test_a_pass_that_repeats_only_every_second_time_is_averaged() -> None:
     assert steady_pass(calls, slots=2, overlap=True).seconds == pytest.approx(7.0)
 
 
-def test_an_almost_balanced_link_is_found_to_be_the_bound_after_hundreds_of_passes() -> None:
-    """The link is slower than the compute by a thousandth: slots filled at first hide it for a while."""
+def test_a_link_slower_by_a_thousandth_is_the_bound_however_many_slots_there_are() -> None:
     copies = (Copy(donor="cpu", ingress="host", seconds=0.010_01),)
     calls = [Call(unit=str(index), seconds=0.010, copies=copies) for index in range(10)]
     assert steady_pass(calls, slots=40, overlap=True).seconds == pytest.approx(0.1001, rel=1e-9)
 
 
 def test_passes_that_do_not_settle_are_averaged_over_the_second_half() -> None:
-    copies = (Copy(donor="cpu", ingress="host", seconds=0.010_000_001),)
+    """The link gains a nanosecond a pass on the compute device, and would need millions of passes to fill its slots."""
+    copies = (Copy(donor="cpu", ingress="host", seconds=0.009_999_999_9),)
     calls = [Call(unit=str(index), seconds=0.010, copies=copies) for index in range(10)]
-    assert steady_pass(calls, slots=40, overlap=True).seconds == pytest.approx(0.1, rel=1e-6)
+    assert steady_pass(calls, slots=40, overlap=True).seconds == pytest.approx(0.1, rel=1e-9)

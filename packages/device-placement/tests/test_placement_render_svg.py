@@ -156,6 +156,16 @@ def test_the_timeline_says_what_binds() -> None:
     assert {"copies from", "cpu", "cuda:1", "computes on", "cuda:0"} <= set(texts(render_timeline_svg(ESTIMATE)))
 
 
+def test_many_devices_break_the_legend_and_grow_the_paper() -> None:
+    donors = tuple(f"cuda:{index}" for index in range(1, 9))
+    spec = ";".join(["cuda:0,*", *(f"{donor},1gb" for donor in donors)])
+    result = plan(tree_of([(GIB // 4,) * 4] * 12), spec, machine(64 * GIB, donors=donors))
+    legend = {text for text in parsed(render_svg(result)).iter(f"{SVG}text") if "from cuda:" in (text.text or "")}
+    assert len(legend) == 8
+    assert len({text.get("y") for text in legend}) > 1
+    assert float(parsed(render_svg(result)).get("height", 0)) > float(parsed(render_svg(PLAN)).get("height", 0))
+
+
 def test_a_donor_that_sends_nothing_has_no_lane() -> None:
     result = plan(tree_of([(GIB,)] * 4), "cuda:0,2gb;cuda:1,0;cpu,*", HARDWARE)
     assert "cuda:1" not in texts(render_timeline_svg(predict(result, HARDWARE, compute_seconds=1.0)))
