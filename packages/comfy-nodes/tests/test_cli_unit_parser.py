@@ -22,7 +22,7 @@ COMMANDS = ("demo", "plan", "devices", "explain")
 
 OPTIONS = {
     "demo": {
-        "--help", "--out", "--steps", "--blocks", "--spec", "--link", "--seed", "--no-svg", "--keep-model",
+        "--help", "--out", "--steps", "--blocks", "--spec", "--link", "--no-svg", "--keep-model",
         "--policy", "--slots",
     },
     "plan": {

@@ -36,6 +36,7 @@ from device_placement import (
 COMPUTE = "emulated:0"
 DONOR = "cpu"
 MIB = 1 << 20
+SEED = 0
 
 
 def run(options: argparse.Namespace) -> ExitCode:
@@ -60,12 +61,12 @@ def run(options: argparse.Namespace) -> ExitCode:
 
 def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, checkpoint: Path) -> ExitCode:
     config = DemoConfig(blocks=options.blocks)
-    tree = _write_and_discover(checkpoint, config, seed=options.seed)
+    tree = _write_and_discover(checkpoint, config, seed=SEED)
     machine = _machine(tree)
     placement = _plan(tree, spec, machine, options)
     print(heading("4. The model as it is, for comparison"))
     model = load_checkpoint(checkpoint)
-    reference = denoise(model, model.config, steps=options.steps, seed=options.seed, title="unplaced")
+    reference = denoise(model, model.config, steps=options.steps, seed=SEED, title="unplaced")
     machine = _linked(machine, placement, reference.steady_seconds, options.link)
     estimate = _predict(tree, spec, machine, placement, reference.steady_seconds)
     placed, stats = _run_placed(model, placement, machine, options)
@@ -154,7 +155,7 @@ def _run_placed(
     print(heading("6. The model, placed and streamed"))
     backend = EmulatedBackend(machine.links, capacities={device.name: device.total_bytes for device in machine.devices})
     with exits_with(ExitCode.REFUSED, PlacementError), place(model, placement, backend=backend) as handle:
-        placed = denoise(model, model.config, steps=options.steps, seed=options.seed, title="placed  ")
+        placed = denoise(model, model.config, steps=options.steps, seed=SEED, title="placed  ")
         return placed, handle.stats()
 
 

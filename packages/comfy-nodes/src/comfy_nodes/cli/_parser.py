@@ -132,7 +132,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--blocks", type=read_count, default=16, metavar="N", help="blocks of the model (default: 16, 7 MiB each)"
     )
     parser.add_argument(
-        "--spec", metavar="TEXT", help="allocation over fast:0 and slow:0 (default: a quarter stays on fast:0)"
+        "--spec", metavar="TEXT", help='allocation over emulated:0 and cpu (default: "emulated:0,25%%;cpu,*")'
     )
     parser.add_argument(
         "--link",
@@ -140,7 +140,6 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         metavar="GBPS",
         help="bandwidth of the emulated link in GB/s (default: fitted to the model's speed)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and noise (default: 0)")
     parser.add_argument("--no-svg", action="store_true", help="do not write the pictures")
     parser.add_argument("--keep-model", action="store_true", help="keep the model's file in the folder")
     _add_planning(parser)

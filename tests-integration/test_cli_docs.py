@@ -1,0 +1,67 @@
+"""What docs/commands.md and the README of comfy-nodes show is what the command prints."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_testing import transformer_shapes, write_header
+
+from comfy_nodes.cli import main
+from comfy_nodes.cli._parser import build_parser
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = ("docs/commands.md", "packages/comfy-nodes/README.md")
+
+
+def transcripts() -> Iterator[tuple[str, str]]:
+    """Each command shown in a console block, with the output shown below it."""
+    for page in PAGES:
+        text = (REPOSITORY / page).read_text(encoding="utf-8")
+        for block in re.findall(r"^```console\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+            yield from re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, flags=re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model that the pages talk about: 20.4 GiB in 60 blocks, all of it a hole in the file."""
+    folder = tmp_path_factory.mktemp("docs")
+    write_header(folder / "model.safetensors", transformer_shapes(60, 3900), body=True)
+    return folder
+
+
+@pytest.mark.parametrize(("command", "output"), [pytest.param(*pair, id=pair[0][:60]) for pair in transcripts()])
+def test_the_page_shows_what_is_printed(
+    command: str, output: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    name, *words = shlex.split(command)
+    assert name == "torchspan"
+    main(words)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == output
+
+
+def test_there_are_transcripts_to_check() -> None:
+    assert {shlex.split(command)[1] for command, _ in transcripts()} == {"explain", "plan"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_that_a_page_names_can_be_typed(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:\$ )?(?:uv run )?torchspan (?!\w+:)(.*)$", text, flags=re.MULTILINE)
+    assert lines
+    for line in lines:
+        build_parser().parse_args(shlex.split(line, comments=True))
+
+
+def test_the_page_names_every_option_of_plan() -> None:
+    text = (REPOSITORY / "docs/commands.md").read_text(encoding="utf-8")
+    parser = build_parser()
+    usage = parser.parse_args(["plan", "FILE"])
+    for option in vars(usage):
+        if option not in ("file", "name", "run"):
+            assert f"--{option.replace('_', '-')}" in text, option
