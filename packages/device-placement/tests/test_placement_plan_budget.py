@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from placement_trees import GIB, MIB, flux_tree, machine, rest, tree_of, unit
 
@@ -213,6 +215,29 @@ def test_a_large_model_is_planned_from_its_sizes_in_no_time() -> None:
 def test_measured_seconds_must_cover_the_model() -> None:
     with pytest.raises(InvalidPlanError, match=r"blocks\.39"):
         plan(TREE, "cuda:0,5gb;cpu,*", machine(24 * GIB), unit_seconds={f"blocks.{i}": 1.0 for i in range(39)})
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_measured_seconds_must_be_possible(seconds: float) -> None:
+    with pytest.raises(InvalidPlanError, match=r"unit_seconds\['blocks\.0'\]"):
+        plan(TREE, "cuda:0,5gb;cpu,*", machine(24 * GIB), unit_seconds={f"blocks.{i}": seconds for i in range(40)})
+
+
+def test_units_that_were_measured_to_take_no_time_are_still_planned() -> None:
+    result = plan(TREE, "cuda:0,5gb;cpu,*", machine(24 * GIB), unit_seconds={f"blocks.{i}": 0.0 for i in range(40)})
+    assert result.streamed_bytes == 5 * GIB
+
+
+def test_a_policy_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    with pytest.raises(InvalidPlanError, match="stripe, interleave"):
+        plan(TREE, "cuda:0,5gb;cpu,*", machine(24 * GIB), policy="magic")  # type: ignore[arg-type]
+
+
+def test_a_donor_whose_bytes_arrive_changed_is_warned_about() -> None:
+    hardware = machine(24 * GIB, donors=("cuda:1", "cpu"))
+    garbling = replace(hardware, links=tuple(replace(link, verified=link.source == "cpu") for link in hardware.links))
+    assert any("cuda:1" in warning for warning in plan(TREE, "cuda:1,2gb;cuda:0,*", garbling).warnings)
+    assert plan(TREE, "cpu,2gb;cuda:0,*", garbling).warnings == ()
 
 
 def test_a_real_model_on_a_real_card() -> None:

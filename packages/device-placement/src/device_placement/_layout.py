@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from block_discovery import BlockTree, Unit
 from device_placement._assign import fill_in_order
 from device_placement._errors import InvalidPlanError
-from device_placement._plan import Policy, TensorHome, UnitPlacement
+from device_placement._plan import Policy, TensorHome, UnitPlacement, check_seconds
 from device_placement._select import Movable, Selection, assumed_weight, interleaved
 from device_placement._stripe import striped
 
@@ -101,6 +101,7 @@ def _movable(unit: Unit, unit_seconds: Mapping[str, float] | None) -> Movable:
         return Movable(sizes=sizes, weight=assumed_weight(unit.kind, is_embedding=unit.is_embedding))
     if unit.path not in unit_seconds:
         raise InvalidPlanError(f"unit_seconds does not know {unit.path!r}; give every unit its seconds, or none")
+    check_seconds(f"unit_seconds[{unit.path!r}]", unit_seconds[unit.path])
     return Movable(sizes=sizes, weight=unit_seconds[unit.path])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -188,6 +189,16 @@ class PlacementPlan:
 def slot_bytes_of(unit: UnitPlacement, compute: str) -> int:
     """Bytes that the streamed tensors of a unit take in a slot."""
     return sum(aligned_bytes(home.size_bytes) for home in unit.homes if home.device != compute)
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Refuse a duration that nothing can have.
+
+    Raises:
+        InvalidPlanError: it is negative or not finite; `name` says which argument it is.
+    """
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InvalidPlanError(f"{name} is {seconds}; give finite seconds, 0 or more")
 
 
 def _first_repeated(names: Iterable[str]) -> str | None:

@@ -189,6 +189,7 @@ def _request(tree: BlockTree, budget: Budget, hardware: Hardware, flexible: froz
             f"{compute} was given no bytes of the model, but {rest} bytes outside every block stay there: "
             "they are small, or shared by several blocks, and in use all the time"
         )
+    warnings += _unverified(hardware, donors)
     return _Request(
         wish=Wish(compute=compute, order=order, amounts=amounts, elastic=elastic),
         rest_bytes=rest,
@@ -206,6 +207,15 @@ def _elastic(donors: list[str], amounts: Mapping[str, int], hardware: Hardware, 
         key=lambda name: (name in flexible, hardware.device(name).usable_bytes - amounts[name], donors.index(name)),
         default=None,
     )
+
+
+def _unverified(hardware: Hardware, donors: list[str]) -> list[str]:
+    """A warning for each donor whose bytes have to take a detour."""
+    return [
+        f"bytes copied from {link.source} to {link.target} arrived changed when checked; they go through the host"
+        for link in hardware.links
+        if link.target == hardware.compute and link.source in donors and not link.verified
+    ]
 
 
 def _check_rest(compute: str, rest_bytes: int, resident_bytes: int, model_bytes: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from device_placement._errors import InvalidPlanError
 from device_placement._estimate import Bound, Estimate, Span
 from device_placement._hardware import Hardware
-from device_placement._plan import PlacementPlan, UnitPlacement, aligned_bytes
+from device_placement._plan import PlacementPlan, UnitPlacement, aligned_bytes, check_seconds
 from device_placement._recurrence import Call, Copy, SteadyPass, steady_pass
 from device_placement._select import assumed_weight
 
@@ -134,7 +134,7 @@ def _call_seconds(
     if compute_seconds is None and unit_seconds is None:
         return None
     if compute_seconds is not None:
-        _check_seconds("compute_seconds", compute_seconds)
+        check_seconds("compute_seconds", compute_seconds)
     if unit_seconds is None:
         shares = [assumed_weight(unit.kind, is_embedding=unit.is_embedding) for unit in order]
     else:
@@ -151,13 +151,8 @@ def _given_seconds(unit: UnitPlacement, unit_seconds: Mapping[str, float]) -> fl
     seconds = unit_seconds.get(unit.path, 0.0 if unit.kind == "rest" else None)
     if seconds is None:
         raise InvalidPlanError(f"unit_seconds does not know {unit.path!r}; give every unit that is called its seconds")
-    _check_seconds(f"unit_seconds[{unit.path!r}]", seconds)
+    check_seconds(f"unit_seconds[{unit.path!r}]", seconds)
     return seconds
-
-
-def _check_seconds(name: str, seconds: float) -> None:
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise InvalidPlanError(f"{name} is {seconds}; give finite seconds, 0 or more")
 
 
 def _bound(seconds: float, compute: float, transfer: float) -> Bound:
