@@ -24,6 +24,7 @@ from device_placement import (
 )
 from device_placement._buffers import stored_bytes
 from device_placement._clock import VirtualClock
+from device_placement._inventory import take_inventory
 
 WIDTH = 32
 
@@ -92,12 +93,7 @@ def plan_for(
     """
     if paths is None:
         paths = [f"blocks.{index}" for index in range(len(model.get_submodule("blocks")._modules))]
-    names: dict[str, int] = {}
-    seen: set[int] = set()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            names[name] = stored_bytes(tensor)
+    names = {held.name: stored_bytes(held.tensor) for held in take_inventory(model).held if not held.optional}
 
     def device(name: str, number: int) -> str:
         if home is None:

@@ -307,12 +307,12 @@ class Lends(nn.Module):
     def forward(self, x: Tensor) -> Any:
         part = self.weight[1:3]
         return {
-            "parameter": lambda: self.weight,
-            "view": lambda: part,
-            "tuple": lambda: (x, part),
-            "list": lambda: [part, [x, part]],
-            "named": lambda: Pair(x, part),
-        }[self.wrap]()
+            "parameter": self.weight,
+            "view": part,
+            "tuple": (x, part),
+            "list": [part, [x, part]],
+            "named": Pair(x, part),
+        }[self.wrap]
 
 
 @pytest.mark.parametrize("wrap", ["parameter", "view", "tuple", "list", "named"])

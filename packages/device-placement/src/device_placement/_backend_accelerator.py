@@ -165,6 +165,10 @@ class AcceleratorStreamer:
     def transfer(self, donor: str, source: Tensor, target: Tensor) -> StreamTransfer:
         """A copy on the stream of `donor`, in the best way there is for its memory."""
         stream = self._streams[donor]
+        # A model may be forgotten with copies under way: its slots must not be given to others before these end.
+        target.record_stream(stream)
+        if source.device.type != "cpu":
+            target.record_stream(torch.accelerator.current_stream(source.device))
         if donor in self._unreachable:
             return TwoHopTransfer(stream, source, target, self._hop(donor, target))
         if source.device.type == "cpu" and not source.is_pinned() and self._bounce_bytes:

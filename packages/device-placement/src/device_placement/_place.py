@@ -149,10 +149,10 @@ def _check_room(assignment: Assignment, plan: PlacementPlan, backend: Backend) -
         for tensor in tensors:
             for part in tensor.held.parts:
                 size_bytes = aligned_bytes(part.numel() * part.element_size())
-                stays = tensor.home.device == plan.compute
-                if part.device == device and not stays:
+                home = backend.device(tensor.home.device)
+                if part.device == device and home != device:
                     free_bytes += size_bytes
-                elif part.device != device and stays:
+                elif part.device != device and home == device:
                     needed += size_bytes
     if needed > free_bytes:
         raise BudgetTooSmallError(

@@ -41,14 +41,16 @@ class Ring:
         slots: list[Slot] = []
         try:
             for index in range(count):
-                buffer = backend.allocate(compute, slot_bytes)
-                slots.append(Slot(index, buffer, streamer.gate(buffer)))
+                slots.append(_allocated_slot(index, slot_bytes, compute, backend, streamer))
         except AllocationRefused as refusal:
+            available_bytes = len(slots) * slot_bytes
+            # The error's traceback would keep them in use while the caller takes back fewer.
+            slots.clear()
             raise BudgetTooSmallError(
                 device=compute,
                 what=f"{count} streaming slots of {slot_bytes} bytes",
                 needed_bytes=count * slot_bytes,
-                available_bytes=len(slots) * slot_bytes,
+                available_bytes=available_bytes,
                 remedy=f"keep less of the model resident, or plan fewer slots ({refusal.answer})",
             ) from refusal
         return cls(slots, streamer)
@@ -90,3 +92,8 @@ class Ring:
         slot = unit.slot
         if slot is not None and slot.buffer is not None:
             self._fill(slot, unit)
+
+
+def _allocated_slot(index: int, size_bytes: int, compute: str, backend: Backend, streamer: Streamer) -> Slot:
+    buffer = backend.allocate(compute, size_bytes)
+    return Slot(index, buffer, streamer.gate(buffer))

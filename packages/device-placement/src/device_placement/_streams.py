@@ -165,10 +165,12 @@ class BouncedTransfer:
 class StreamGate:
     """Orders copies into one slot against the forwards that read it, by events."""
 
-    __slots__ = ("__weakref__", "_device_index", "_free", "_reader", "_transfers", "_unread")
+    __slots__ = ("__weakref__", "_device_index", "_free", "_home", "_reader", "_slot", "_transfers", "_unread")
 
     def __init__(self, slot: Tensor) -> None:
+        self._slot = slot
         self._device_index = slot.device.index
+        self._home = torch.accelerator.current_stream(self._device_index)
         self._free = torch.Event(device=slot.device)
         self._transfers: Sequence[StreamTransfer] = ()
         self._unread = False
@@ -195,6 +197,8 @@ class StreamGate:
         for transfer in self._transfers:
             transfer.arrive(stream)
         self._unread = False
+        if stream != self._home:
+            self._slot.record_stream(stream)
         return 0.0
 
     def release(self) -> None:

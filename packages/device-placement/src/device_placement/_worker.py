@@ -58,3 +58,5 @@ class Worker:
 def _work(jobs: queue.SimpleQueue[Job | None]) -> None:
     while (job := jobs.get()) is not None:
         job.run()
+        # While it waits, the thread must not keep what the last job copied.
+        del job
