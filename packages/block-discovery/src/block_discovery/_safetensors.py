@@ -26,6 +26,7 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
 
 _DOWNLOAD_AGAIN = "download or save the file again"
+_NOT_SAFETENSORS = "this is no safetensors file, or a damaged one; name the right file, or download it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
         length = _read_length(path, file.read(LENGTH_BYTES), file_bytes)
         raw = file.read(length)
     entries = _parse(path, raw)
-    metadata = _metadata(path, entries.pop("__metadata__", {}))
+    metadata = _metadata(path, entries.pop("__metadata__", None))
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
@@ -103,7 +104,7 @@ def _read_length(path: Path, raw: bytes, file_bytes: int) -> int:
             f"the first eight bytes announce a header of {length} bytes, above the limit of {MAX_HEADER_BYTES}",
             subject=str(path),
             offset_bytes=0,
-            remedy="this is no safetensors file; name the right file, or convert it",
+            remedy=_NOT_SAFETENSORS,
         )
     if length > file_bytes - LENGTH_BYTES:
         raise HeaderError(
@@ -117,23 +118,20 @@ def _read_length(path: Path, raw: bytes, file_bytes: int) -> int:
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    if not raw.startswith(b"{"):
-        raise HeaderError(
-            f"the header starts with {raw[:8]!r} instead of '{{'",
-            subject=str(path),
-            offset_bytes=LENGTH_BYTES,
-            remedy="this is no safetensors file; name the right file, or convert it",
-        )
     try:
-        entries: dict[str, Any] = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError) as error:
         # UnicodeDecodeError and JSONDecodeError are ValueErrors, and so is an integer of more than 4300 digits.
         raise HeaderError(
             f"the header is not valid JSON ({error})",
             subject=str(path),
             offset_bytes=LENGTH_BYTES + getattr(error, "pos", 0),
-            remedy=_DOWNLOAD_AGAIN,
+            remedy=_NOT_SAFETENSORS,
         ) from error
+    if not isinstance(entries, dict):
+        raise HeaderError(
+            "the header is no JSON object", subject=str(path), offset_bytes=LENGTH_BYTES, remedy=_NOT_SAFETENSORS
+        )
     return entries
 
 
@@ -146,6 +144,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _metadata(path: Path, value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise HeaderError(
             "__metadata__ does not map names to strings", subject=str(path), remedy="save the file with string metadata"
@@ -159,8 +159,8 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[int, TensorInfo]:
     def refuse(reason: str) -> HeaderError:
         return HeaderError(reason, subject=f"{path}: tensor {name!r}", remedy=_DOWNLOAD_AGAIN)
 
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise refuse("the entry does not consist of dtype, shape and data_offsets")
+    if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
+        raise refuse("the entry has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
         raise HeaderError(
