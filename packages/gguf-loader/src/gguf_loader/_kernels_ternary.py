@@ -15,39 +15,46 @@ from ._kernel import Kernel
 from ._lanes import LOW_PAIRS, Lanes, scaled, signed
 
 _EVEN_BYTES = 0x00FF00FF00FF00FF
-_EVEN_TRITS = 0x0003000300030003
-_ODD_TRITS = 0x0300030003000300
+_ODD_BYTES = -0x00FF00FF00FF0100  # 0xFF00FF00FF00FF00 as a signed number
 
 
 def _tq1_0_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
     return (lanes.halves("scale", b[:, 52:54]),)
 
 
-def _trits(lanes: Lanes, x: Tensor, power: int) -> Tensor:
-    """Digit `power` of each byte, which is a base-3 fraction of 256: 3 * (3^power * x mod 256) / 256, rounded down.
+def _digits(lanes: Lanes, x: Tensor) -> list[Tensor]:
+    """The five base-3 digits of each byte, which is a fraction of 256: digit = 3 * x / 256, rest = 3 * x mod 256.
 
-    Two bytes share a 16-bit lane while they are multiplied, so even and odd bytes take turns.
+    Two bytes share a 16-bit lane while they are multiplied, so even and odd bytes are kept apart.
     """
-    fraction = torch.mul(x, 3**power, out=lanes.take("extra", tuple(x.shape))).view(-1).view(torch.int64)
-    even = lanes.bits("plane0", fraction, 0, _EVEN_BYTES)
-    even.mul_(3).bitwise_right_shift_(8).bitwise_and_(_EVEN_TRITS)
-    odd = lanes.bits("plane1", fraction, 8, _EVEN_BYTES)
-    return odd.mul_(3).bitwise_and_(_ODD_TRITS).bitwise_or_(even).view(torch.uint8).view(x.shape)
+    even, odd = lanes.bits("even", x, 0, _EVEN_BYTES), lanes.bits("odd", x, 8, _EVEN_BYTES)
+    planes = []
+    for place in range(5):
+        even.mul_(3)
+        odd.mul_(3)
+        digit = lanes.bits(f"plane{place}", even, 8, _EVEN_BYTES)
+        planes.append(digit.bitwise_or_(lanes.bits("bit", odd, 0, _ODD_BYTES)))
+        even.bitwise_and_(_EVEN_BYTES)
+        odd.bitwise_and_(_EVEN_BYTES)
+    return planes
 
 
 def _tq1_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    # 32 bytes of five digits, 16 bytes of five, 4 bytes of four: digit by digit, 160 + 80 + 16 weights.
+    # 32 bytes of five digits, 16 bytes of five, 4 bytes of four: digit by digit, 160 + 80 + 16 weights. All first parts
+    # lie before all second ones and those before the last, so that the digits of a part are whole planes.
     n = b.shape[0]
-    x = lanes.take("x", (n, 56))
-    x[:, :52].copy_(b[:, :52])
-    q = lanes.take("q", (n, 256))
-    for power in range(5):
-        digit = _trits(lanes, x, power)
-        q[:, 32 * power : 32 * power + 32].copy_(digit[:, :32])
-        q[:, 160 + 16 * power : 176 + 16 * power].copy_(digit[:, 32:48])
-        if power < 4:
-            q[:, 240 + 4 * power : 244 + 4 * power].copy_(digit[:, 48:52])
-    scaled(w, q.sub_(1).view(torch.int8), scale)
+    x = lanes.take("x", (-(-52 * n // 8) * 8,))
+    for part, columns in ((x[: 32 * n], b[:, :32]), (x[32 * n : 48 * n], b[:, 32:48]), (x[48 * n :], b[:, 48:52])):
+        part[: columns.numel()].view(columns.shape).copy_(columns)
+    planes = _digits(lanes, x.view(torch.int64))
+    first = lanes.interleave("q", [plane[: 4 * n] for plane in planes], 32)
+    second = lanes.interleave("extra", [plane[4 * n : 6 * n] for plane in planes], 16)
+    last = lanes.take("last", (n, 4), torch.int32)
+    torch.stack([plane.view(torch.int32)[12 * n : 13 * n] for plane in planes[:4]], 1, out=last)
+    w[:, :160].copy_(signed(first, bias=1).view(n, 160))
+    w[:, 160:240].copy_(signed(second, bias=1).view(n, 80))
+    w[:, 240:].copy_(signed(last, bias=1).view(n, 16))
+    w.mul_(scale)
 
 
 def _tq2_0_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:

@@ -141,5 +141,7 @@ class LowRankTerms(nn.Module):
         return output + term.to(output.dtype)
 
     def _write_factors(self) -> None:
-        factors = [share.scale * share.strength for share in self._shares.values() for _ in range(share.rank)]
-        self.factors = torch.tensor(factors, dtype=torch.float32, device=self.down.device)
+        shares = self._shares.values()
+        factors = torch.tensor([share.scale * share.strength for share in shares], dtype=torch.float32)
+        ranks = torch.tensor([share.rank for share in shares], dtype=torch.int64)
+        self.factors = factors.repeat_interleave(ranks).to(self.down.device)
