@@ -153,3 +153,12 @@ def test_any_names_are_charged_exactly_once(names: dict[str, int]) -> None:
     charged = {tensor.name: tensor.size_bytes for unit in tree.units for tensor in unit.tensors}
     assert charged == names
     assert sum(len(unit.tensors) for unit in tree.units) == len(names)
+
+
+def test_without_a_prefix_what_all_names_share_is_cut_off() -> None:
+    sizes = sizes_of(model().state_dict())
+    below = {f"model.diffusion_model.{name}": size for name, size in sizes.items()}
+    tree = discover_names(below, prefix=None)
+    assert tree.prefix == "model.diffusion_model."
+    assert tree.units == discover_names(sizes).units
+    assert discover_names({**below, "vae.weight": ((4, 4), 64)}, prefix=None).prefix == ""

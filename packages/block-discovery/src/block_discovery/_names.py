@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -24,7 +25,7 @@ TABLE_ASPECT = 3
 def discover_names(
     sizes: Mapping[str, tuple[Sequence[int], torch.dtype | str | int]],
     *,
-    prefix: str = "",
+    prefix: str | None = "",
     max_unit_fraction: float = 0.125,
 ) -> BlockTree:
     """Find the units of a model that is known by the names and sizes of its tensors only.
@@ -37,7 +38,8 @@ def discover_names(
         sizes: for each tensor its shape and its element type (torch's or safetensors' name, or a torch.dtype) or, for
             packed tensors, its size in bytes.
         prefix: only names that start with it count, and it is cut off: paths and names are those of the module that
-            the part of the checkpoint is loaded into. Write the dot: ``"model.diffusion_model."``.
+            the part of the checkpoint is loaded into. Write the dot: ``"model.diffusion_model."``. None cuts off the
+            leading components that *all* names share, up to the first that is a numbered list.
         max_unit_fraction: share of the model, in (0, 1], above which a block that consists of smaller blocks is cut
             into those.
 
@@ -55,12 +57,14 @@ def discover_names(
         >>> [(unit.path, unit.size_bytes) for unit in tree.units]
         [('blocks.0', 16384), ('blocks.1', 16384), ('blocks.2', 16384), ('final', 4096)]
     """
-    infos = [_describe(name, shape, dtype) for name, (shape, dtype) in sizes.items() if name.startswith(prefix)]
+    infos = [_describe(name, *size) for name, size in sizes.items() if prefix is None or name.startswith(prefix)]
     return tree_from_tensors(infos, prefix=prefix, max_unit_fraction=max_unit_fraction)
 
 
-def tree_from_tensors(tensors: Iterable[TensorInfo], *, prefix: str, max_unit_fraction: float) -> BlockTree:
+def tree_from_tensors(tensors: Collection[TensorInfo], *, prefix: str | None, max_unit_fraction: float) -> BlockTree:
     """As `discover_names`, on tensors already described."""
+    if prefix is None:
+        prefix = _shared_prefix([tensor.name for tensor in tensors])
     mine = [_without(prefix, tensor) for tensor in tensors if tensor.name.startswith(prefix)]
     if not mine:
         raise ModelWithoutParametersError(
@@ -71,6 +75,17 @@ def tree_from_tensors(tensors: Iterable[TensorInfo], *, prefix: str, max_unit_fr
     root = finish(_grow(mine))
     result = cut(root, model_bytes=root.size_bytes, max_unit_fraction=max_unit_fraction)
     return tree_of(result, [tensor.name for tensor in mine], "names", prefix=prefix)
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    """Leading components that all names share, with the dot, up to the first that is a numbered list or a layer."""
+    modules = [name.split(".")[:-1] for name in names]
+    pairs = zip(min(modules, default=[]), max(modules, default=[]), strict=False)
+    shared = [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    below = {module[len(shared)] for module in modules if len(module) > len(shared)}
+    is_number = [*map(str.isdecimal, shared), all(map(str.isdecimal, below))]
+    depth = is_number.index(True) - 1 if True in is_number else len(shared)
+    return "".join(f"{component}." for component in shared[: max(depth, 0)])
 
 
 def _describe(name: str, shape: Sequence[int], dtype: torch.dtype | str | int) -> TensorInfo:
