@@ -1,0 +1,62 @@
+"""The public face: names, docstrings, errors, and what an import must not bring along."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+from importlib.resources import files
+
+import pytest
+
+import block_discovery
+from block_discovery import BlockDiscoveryError, HeaderError
+
+PUBLIC = [
+    *("BlockDiscoveryError", "BlockTree", "CallTrace", "HeaderError", "InvalidFractionError", "InvalidJsonError"),
+    *("InvalidTensorError", "InvalidTreeError", "ModelWithoutParametersError", "SafetensorsHeader", "TensorInfo"),
+    *("UninitializedModelError", "Unit", "UnitKind", "UnknownUnitError", "discover", "discover_file", "discover_names"),
+    *("read_safetensors_header", "read_safetensors_index", "trace_calls"),
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(block_discovery.__all__) == sorted(PUBLIC)
+    assert all(hasattr(block_discovery, name) for name in PUBLIC)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "UnitKind"])
+def test_every_public_name_is_documented(name: str) -> None:
+    assert inspect.getdoc(getattr(block_discovery, name))
+
+
+def test_the_package_is_typed() -> None:
+    assert files("block_discovery").joinpath("py.typed").is_file()
+
+
+def test_the_import_brings_no_model_library_along() -> None:
+    code = "import sys, block_discovery; print({'diffusers', 'transformers', 'accelerate'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+ERRORS = [
+    value
+    for value in vars(block_discovery).values()
+    if isinstance(value, type) and issubclass(value, BlockDiscoveryError)
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_errors_form_one_tree_and_cross_process_boundaries(error: type[BlockDiscoveryError]) -> None:
+    one = error("is wrong", remedy="mend it", subject="file a", offset_bytes=8)
+    other = pickle.loads(pickle.dumps(one))
+    assert type(other) is error
+    assert str(other) == str(one) == "file a at byte 8: is wrong; mend it"
+    assert (other.reason, other.remedy, other.subject, other.offset_bytes) == ("is wrong", "mend it", "file a", 8)
+
+
+def test_an_error_without_subject_or_remedy_reads_well() -> None:
+    assert str(HeaderError("is wrong")) == "is wrong"
+    assert str(HeaderError("is wrong", subject="file a")) == "file a: is wrong"
