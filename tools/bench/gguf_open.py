@@ -1,10 +1,10 @@
 """Time and memory to open GGUF files: this package against gguf.GGUFReader, and two processes against one.
 
-Usage: python tools/bench/gguf_open.py [--repeats 20] [--file real.gguf ...] [--peer-repeats 1]
+Usage: python tools/bench/gguf_open.py [--seconds 5] [--file real.gguf ...]
 
 Without `--file`, three files are made: 1,000 tensors of 4.2 GB (sparse), a vocabulary of 262,144 tokens with 514,906
-merges, and 256 MiB of weights to share. Times are the least of the repeats; memory is what the first opening adds to
-the resident set of a fresh process, the pages of the file that were read included.
+merges, and 256 MiB of weights to share. Times are the least of some seconds of repeats; memory is what the first
+opening adds to the resident set of a fresh process, the pages of the file that were read included.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ OPENERS = {
 TIME_SCRIPT = """
 import json, resource, sys, time
 {importing}
-path, repeats = sys.argv[1], int(sys.argv[2])
+path, budget = sys.argv[1], float(sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 seconds = []
-for _ in range(repeats):
+while not seconds or sum(seconds) < budget:
     start = time.perf_counter()
     opened = opener(path)
     seconds.append(time.perf_counter() - start)
@@ -100,10 +100,10 @@ def weights(path: Path) -> None:
     raw.File(tensors=tensors).write(path)
 
 
-def measure(opener: str, path: Path, repeats: int) -> tuple[float, float]:
+def measure(opener: str, path: Path, seconds: float) -> tuple[float, float]:
     """Least milliseconds to open a file, and MiB of the first time, in a fresh process."""
     script = TIME_SCRIPT.format(importing=OPENERS[opener])
-    run = subprocess.run([sys.executable, "-c", script, str(path), str(repeats)], capture_output=True, check=True)
+    run = subprocess.run([sys.executable, "-c", script, str(path), str(seconds)], capture_output=True, check=True)
     milliseconds, mebibytes = json.loads(run.stdout)
     return milliseconds, mebibytes
 
@@ -133,8 +133,7 @@ def shared_pss_kib(path: Path, processes: int) -> int:
 def main() -> None:
     """Parse the command line, make the files, print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--peer-repeats", type=int, default=1, help="repeats of gguf.GGUFReader, which takes its time")
+    parser.add_argument("--seconds", type=float, default=5, help="how long each opener repeats itself, at least once")
     parser.add_argument("--file", type=Path, action="append", default=[])
     arguments = parser.parse_args()
     print(f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
@@ -147,8 +146,7 @@ def main() -> None:
         print(f"{'file':<34}{'opener':<18}{'ms':>10}{'MiB':>9}")
         for path in paths:
             for opener in OPENERS:
-                repeats = arguments.peer_repeats if opener.startswith("gguf.") else arguments.repeats
-                milliseconds, mebibytes = measure(opener, path, repeats)
+                milliseconds, mebibytes = measure(opener, path, arguments.seconds)
                 print(f"{path.name:<34}{opener:<18}{milliseconds:>10.2f}{mebibytes:>9.1f}", flush=True)
         if not arguments.file and sys.platform == "linux":
             path = Path(folder) / "weights.gguf"

@@ -48,6 +48,17 @@ def test_the_dtype_of_a_load_is_that_of_its_packed_tensors_alone(tmp_path: Path)
     assert state_dict["norm"].dtype is torch.float32
 
 
+def test_a_flattened_convolution_is_packed_in_its_original_shape(tmp_path: Path) -> None:
+    """Blocks run over the weights as they lie, whatever the last dimension."""
+    scale_of_half = b"\x00\x38"
+    data = b"".join(scale_of_half + bytes(range(32 * block, 32 * block + 32)) for block in range(2))
+    pairs = [raw.pair("comfy.gguf.orig_shape.patch", raw.ARRAY, raw.array(raw.I32, [2, 4, 2, 2, 2]))]
+    file = raw.File(pairs=pairs, tensors=[raw.Tensor("patch", (64,), raw.Q8_0, data)])
+    patch = load_gguf(file.write(tmp_path / "patch.gguf")).state_dict["patch"]
+    assert isinstance(patch, PackedTensor)
+    assert torch.equal(patch.dequantize(torch.float32), torch.arange(64.0).view(2, 4, 2, 2, 2) / 2)
+
+
 @pytest.mark.parametrize("name", ["Q8_1", "Q8_K"])
 def test_types_that_hold_no_weights_are_refused_at_load(tmp_path: Path, name: str) -> None:
     kind = type_by_name(name)
