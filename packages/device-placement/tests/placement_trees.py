@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from block_discovery import BlockTree, TensorInfo, Unit
-from block_discovery._tree import UnitKind
+from block_discovery import BlockTree, TensorInfo, Unit, UnitKind
 from device_placement import Device, Hardware, Link
 
 MIB = 1 << 20
