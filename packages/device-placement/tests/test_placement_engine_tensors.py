@@ -11,6 +11,7 @@ from placement_models import (
     WIDTH,
     Machine,
     Packed,
+    emulated,
     example_input,
     machine_named,
     packed,

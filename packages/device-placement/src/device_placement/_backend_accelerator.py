@@ -102,7 +102,7 @@ class AcceleratorBackend:
         """One stream for each donor; accelerators among them are checked by a pattern the first time.
 
         Raises:
-            DeviceUnavailableError: `compute` is not an accelerator.
+            DeviceUnavailableError: `compute` is not an accelerator, or one has no room for the pattern.
             PeerCopyError: a donor's bytes arrive changed whichever way they take.
         """
         target = self.device(compute)
@@ -120,13 +120,25 @@ class AcceleratorBackend:
     def _reaches(self, source: torch.device, target: torch.device) -> bool:
         """Whether copies go directly; False: through the host."""
         if (source, target) not in self._reachable:
-            direct = _peer.survives(source, target)
-            if not direct:
-                if not _peer.survives(source, target, _peer.through_host):
-                    raise PeerCopyError(str(source), str(target))
-                _log.warning("copies from %s to %s deliver wrong bytes; they go through the host", source, target)
-            self._reachable[source, target] = direct
+            try:
+                self._reachable[source, target] = _tested(source, target)
+            except torch.OutOfMemoryError as error:
+                raise DeviceUnavailableError(
+                    str(source),
+                    f"there is no room for {_peer.PATTERN_BYTES} bytes to test its link to {target}",
+                    "free memory on both, or take it off the donors",
+                ) from error
         return self._reachable[source, target]
+
+
+def _tested(source: torch.device, target: torch.device) -> bool:
+    """Whether bytes survive the direct way; False when only the way through the host is sound."""
+    if _peer.survives(source, target):
+        return True
+    if not _peer.survives(source, target, _peer.through_host):
+        raise PeerCopyError(str(source), str(target))
+    _log.warning("copies from %s to %s deliver wrong bytes; they go through the host", source, target)
+    return False
 
 
 def _accelerator() -> torch.device:

@@ -135,11 +135,12 @@ class Engine:
             return None
         began = perf_counter_ns()
         try:
-            if unit.depth > 1:
-                unit.depth -= 1
-                return None
             slot = unit.slot
             assert slot is not None
+            if unit.depth > 1:
+                unit.depth -= 1
+                slot.gate.release()
+                return None
             if slot.buffer is None:
                 self._restore(unit)
                 return None

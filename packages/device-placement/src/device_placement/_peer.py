@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PATTERN_BYTES = (1 << 20) + 3
-"""Enough for several packets, and not a multiple of any."""
+PATTERN_BYTES = (1 << 16) + 3
+"""Enough for many packets, and not a multiple of any."""
 
 Route = Callable[[Tensor, Tensor], None]
 """Copies a tensor on the source into one on the target."""
@@ -29,7 +29,7 @@ def through_host(source: Tensor, target: Tensor) -> None:
 
 
 def survives(source: torch.device, target: torch.device, route: Route = direct) -> bool:
-    """Send a pattern from `source` to `target` and compare what arrived. Waits for the devices; allocates 2 MiB."""
+    """Send a pattern from `source` to `target` and compare what arrived. Waits for the devices; allocates 64 KiB on each."""
     pattern = torch.arange(PATTERN_BYTES).remainder(251).to(torch.uint8)
     sent = pattern.to(source)
     arrived = torch.zeros(PATTERN_BYTES, dtype=torch.uint8, device=target)
