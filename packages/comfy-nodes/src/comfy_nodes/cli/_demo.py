@@ -10,12 +10,14 @@ from pathlib import Path
 
 import alloc_spec
 from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError
-from block_discovery import BlockTree, discover_file
-from comfy_nodes.cli._demo_model import DemoConfig, DemoTransformer, load_checkpoint, write_checkpoint
+from block_discovery import BlockTree
+from comfy_nodes.cli._demo_file import DemoFile, gguf_file, safetensors_file
+from comfy_nodes.cli._demo_model import DemoConfig, DemoTransformer, model_of, random_weights
 from comfy_nodes.cli._demo_run import Run, denoise, largest_difference, one_core_for_the_link
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._output import contents, heading, human_seconds, percent_error, table
 from comfy_nodes.cli._parser import POLICIES
+from comfy_nodes.cli._source import read_model
 from device_placement import (
     Device,
     EmulatedBackend,
@@ -50,45 +52,54 @@ def run(options: argparse.Namespace) -> ExitCode:
     with exits_with(ExitCode.REFUSED, OSError):
         folder = Path(options.out or tempfile.mkdtemp(prefix="torchspan-demo-"))
         folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "demo.safetensors"
+    file = safetensors_file() if options.gguf is None else gguf_file(options.gguf)
+    checkpoint = folder / f"demo{file.suffix}"
     try:
         with one_core_for_the_link():
-            return _demonstrate(options, spec, checkpoint)
+            return _demonstrate(options, spec, file, checkpoint)
     finally:
         if not options.keep_model:
             checkpoint.unlink(missing_ok=True)
 
 
-def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, checkpoint: Path) -> ExitCode:
+def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, file: DemoFile, checkpoint: Path) -> ExitCode:
     config = DemoConfig(blocks=options.blocks)
-    tree = _write_and_discover(checkpoint, config, seed=SEED)
+    tree = _write_and_discover(file, checkpoint, config)
     machine = _machine(tree)
     placement = _plan(tree, spec, machine, options)
     print(heading("4. The model as it is, for comparison"))
-    model = load_checkpoint(checkpoint)
+    model = file.load(checkpoint)
     reference = denoise(model, model.config, steps=options.steps, seed=SEED, title="unplaced")
     machine = _linked(machine, placement, reference.steady_seconds, options.link)
     estimate = _predict(tree, spec, machine, placement, reference.steady_seconds)
     placed, stats = _run_placed(model, placement, machine, options)
     difference = largest_difference(placed.latent, reference.latent)
     _report(estimate, reference, placed, stats, difference)
+    unexplained = _explain_quantization(file, checkpoint, reference, config, options.steps)
     _write(checkpoint.parent, placement, estimate, pictures=not options.no_svg)
     if difference != 0.0:
         raise CommandError(
             f"the placed model computed something else than the unplaced one: largest difference {difference}; "
             "this is a defect of torchspan, please report it with the output above"
         )
+    if unexplained != 0.0:
+        raise CommandError(
+            "the quantised model computed something else than an ordinary one with its weights dequantised: largest "
+            f"difference {unexplained}; this is a defect of torchspan, please report it with the output above"
+        )
     return ExitCode.OK
 
 
-def _write_and_discover(checkpoint: Path, config: DemoConfig, *, seed: int) -> BlockTree:
+def _write_and_discover(file: DemoFile, checkpoint: Path, config: DemoConfig) -> BlockTree:
     print(heading("1. A model in a file"))
     with exits_with(ExitCode.REFUSED, OSError):
-        file_bytes = write_checkpoint(checkpoint, config, seed=seed)
-    print(f"{checkpoint}: a diffusion transformer of {config.blocks} blocks, {file_bytes / MIB:.0f} MiB")
+        file_bytes = file.write(checkpoint, config, SEED)
+    print(
+        f"{checkpoint}: a diffusion transformer of {config.blocks} blocks, {file_bytes / MIB:.0f} MiB, {file.contents}"
+    )
     print(heading("2. Its blocks, from the header alone"))
     began = time.perf_counter()
-    tree = discover_file(checkpoint)
+    tree, _ = read_model(checkpoint, None)
     seconds = time.perf_counter() - began
     print(f"{contents(tree)}; found in {human_seconds(seconds)}, no weight was read")
     return tree
@@ -177,6 +188,28 @@ def _report(estimate: Estimate, reference: Run, placed: Run, stats: PlacementSta
     held = ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in stats.held_bytes.items())
     print(f"\n{stats.copies} copies brought {copied:.0f} MiB in {len(placed.pass_seconds)} steps; weights held: {held}")
     print(f"output difference to the unplaced model: {difference}")
+
+
+def _explain_quantization(file: DemoFile, checkpoint: Path, reference: Run, config: DemoConfig, steps: int) -> float:
+    """Show that a quantised model differs from the original by its quantisation and by nothing else.
+
+    Returns:
+        What the quantisation does not explain: the difference to an ordinary model with the dequantised weights; 0.0
+        where nothing is quantised.
+    """
+    if file.load_dense is None:
+        return 0.0
+    dense = denoise(file.load_dense(checkpoint), config, steps=steps, seed=SEED, title="dequantised")
+    original = model_of(config, random_weights(config, seed=SEED))
+    exact = denoise(original, config, steps=steps, seed=SEED, title="original   ")
+    unexplained = largest_difference(reference.latent, dense.latent)
+    error = largest_difference(reference.latent, exact.latent)
+    share = error / exact.latent.abs().max().item()
+    print(f"output difference to an ordinary model with the dequantised weights: {unexplained}")
+    print(
+        f"output difference to the original model: {error:.3g}, {100 * share:.2f} % of its largest value: quantisation"
+    )
+    return unexplained
 
 
 def _write(folder: Path, placement: PlacementPlan, estimate: Estimate, *, pictures: bool) -> None:

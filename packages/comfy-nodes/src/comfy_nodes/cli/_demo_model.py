@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -139,6 +139,28 @@ def _sinusoid(time_b: torch.Tensor, width: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos(), torch.zeros_like(angles[:, : width % 2])], dim=-1)
 
 
+def random_weights(config: DemoConfig, *, seed: int) -> dict[str, torch.Tensor]:
+    """The float32 weights of a model by name; the same seed gives the same bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator) / math.sqrt(shape[-1]) if len(shape) > 1 else torch.zeros(shape)
+        for name, shape in ((name, tensor.shape) for name, tensor in empty_model(config).state_dict().items())
+    }
+
+
+def empty_model(config: DemoConfig) -> DemoTransformer:
+    """The model without memory, on the meta device."""
+    with torch.device("meta"):
+        return DemoTransformer(config).eval().requires_grad_(False)
+
+
+def model_of(config: DemoConfig, weights: Mapping[str, torch.Tensor]) -> DemoTransformer:
+    """A model that takes over the given weights, ready for inference."""
+    model = empty_model(config)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
 def write_checkpoint(path: Path, config: DemoConfig, *, seed: int) -> int:
     """Write a model with random float32 weights as safetensors and return the size of the file in bytes.
 
@@ -147,15 +169,8 @@ def write_checkpoint(path: Path, config: DemoConfig, *, seed: int) -> int:
         config: shape of the model, kept in the metadata of the file.
         seed: the same seed writes the same bytes.
     """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in DemoTransformer(config).state_dict().items()}
-    weights = {
-        name: torch.randn(shape, generator=generator) / math.sqrt(shape[-1]) if len(shape) > 1 else torch.zeros(shape)
-        for name, shape in shapes.items()
-    }
     # One entry alone: safetensors writes several in an order that changes from run to run.
-    save_file(weights, path, metadata={CONFIG_KEY: json.dumps(asdict(config))})
+    save_file(random_weights(config, seed=seed), path, metadata={CONFIG_KEY: json.dumps(asdict(config))})
     return path.stat().st_size
 
 
@@ -171,12 +186,10 @@ def load_checkpoint(path: Path) -> DemoTransformer:
         raise ValueError(
             f"{path} has no {CONFIG_KEY!r} in its metadata; only a file that the demo wrote can be loaded here"
         )
-    with torch.device("meta"):
-        model = DemoTransformer(DemoConfig(**json.loads(metadata[CONFIG_KEY])))
     # Copied out of the mapped file: how a CPU kernel rounds depends on whether weights start on 16 bytes. In a file
     # they rarely do, in an allocation always; without the copy the placed model would differ in the last bit.
-    model.load_state_dict({name: tensor.clone() for name, tensor in load_file(path).items()}, assign=True)
-    return model.eval().requires_grad_(False)
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    return model_of(DemoConfig(**json.loads(metadata[CONFIG_KEY])), weights)
 
 
 @torch.inference_mode()

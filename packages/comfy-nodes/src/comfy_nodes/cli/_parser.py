@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 POLICIES: tuple[Policy, ...] = ("stripe", "interleave", "contiguous", "legacy_tail")
 
+GGUF_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
+"""What the demo's matrices can be quantised to: what the gguf package writes in blocks that divide their rows."""
+
 _MAIN = """\
 Run one diffusion model across all the memory of a machine: find its blocks,
 understand an allocation, plan where each byte lives, predict what that costs,
@@ -36,6 +39,7 @@ examples:
   torchspan devices                           what this machine offers
   torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*"
                                               a real file, nothing loaded
+  torchspan gguf info model-Q4_K_S.gguf       what a quantised file consists of
 
 exit codes:
   0    all went well
@@ -51,10 +55,16 @@ weights behind an emulated slow link, and compare: prediction with measurement,
 output with that of the unplaced model. The difference must be 0.0; the exit
 code is 1 when it is not. Needs no accelerator.
 
+With --gguf the same model is a GGUF file with quantised matrices, which stay
+packed in the file, in the plan and on the way. Two more differences are shown:
+to an ordinary model with the dequantised weights, which must be 0.0, too, and
+to the original model, which is what the quantisation costs.
+
 examples:
   torchspan demo
   torchspan demo --out pictures --steps 12
   torchspan demo --policy interleave --link 1.5
+  torchspan demo --gguf Q4_0
 """
 
 _PLAN = """\
@@ -73,6 +83,33 @@ examples:
   torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*" \\
       --compute-seconds 0.6 --svg placement.svg
   torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*" --json > plan.json
+  torchspan plan model-Q4_K_S.gguf --spec "cuda:0,6gb;cpu,*"
+"""
+
+_GGUF = """\
+Look into GGUF files, the quantised checkpoints of llama.cpp and ComfyUI-GGUF.
+
+examples:
+  torchspan gguf info model-Q4_K_S.gguf
+  torchspan gguf info model-Q4_K_S.gguf --metadata
+
+What a GGUF file would need on a machine, `torchspan plan` answers as for any
+other file; `torchspan demo --gguf` runs a quantised model.
+"""
+
+_GGUF_INFO = """\
+Say what a GGUF file consists of, from its header alone: architecture, how
+many weights are kept in which type and what each type costs, the blocks that
+a plan would place, and the metadata. No weight is read.
+
+A model in GGUF is mixed: large matrices in few bits, norms and biases whole.
+"bits a weight" tells how far a mix really goes, scales included: Q8_0 has 8.5,
+Q4_K has 4.5, F16 has 16.
+
+examples:
+  torchspan gguf info model-Q4_K_S.gguf
+  torchspan gguf info model-Q4_K_S.gguf --metadata
+  torchspan gguf info model-Q4_K_S.gguf --metadata --json > info.json
 """
 
 _DEVICES = """\
@@ -108,24 +145,37 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(_command(commands, "demo", "do the main job on a small model, end to end", _DEMO, _run_demo))
     _add_plan(_command(commands, "plan", "plan and predict a model from its file header alone", _PLAN, _run_plan))
+    _add_gguf(_command(commands, "gguf", "what a quantised file consists of", _GGUF))
     _add_devices(_command(commands, "devices", "what this machine offers, and why not more", _DEVICES, _run_devices))
     _add_explain(_command(commands, "explain", "what an allocation means, in plain English", _EXPLAIN, _run_explain))
     return parser
 
 
 def _command(
-    commands: SubParsers, name: str, summary: str, description: str, run: Callable[[argparse.Namespace], ExitCode]
+    commands: SubParsers,
+    name: str,
+    summary: str,
+    description: str,
+    run: Callable[[argparse.Namespace], ExitCode] | None = None,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(name=parser.prog, run=run)
+    if run is not None:
+        parser.set_defaults(name=parser.prog, run=run)
     return parser
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", help="folder for the pictures and the plan (default: a temporary one, kept)"
+    )
+    parser.add_argument(
+        "--gguf",
+        nargs="?",
+        const=GGUF_TYPES[0],
+        choices=GGUF_TYPES,
+        help=f"run a quantised model from a GGUF file (TYPE left out: {GGUF_TYPES[0]})",
     )
     parser.add_argument("--steps", type=read_count, default=8, metavar="N", help="denoising steps (default: 8)")
     parser.add_argument(
@@ -147,7 +197,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", metavar="FILE", help="*.safetensors, or the *.safetensors.index.json of a sharded model"
+        "file", metavar="FILE", help="*.safetensors, the *.safetensors.index.json of a sharded model, or *.gguf"
     )
     parser.add_argument(
         "--prefix",
@@ -182,6 +232,16 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="print the plan and the prediction as JSON instead of tables"
     )
     output.add_argument("--svg", metavar="PATH", help="also draw the placement")
+
+
+def _add_gguf(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to find out")
+    info = _command(commands, "info", "types, blocks and metadata of a GGUF file", _GGUF_INFO, _run_gguf_info)
+    info.add_argument("file", metavar="FILE", help="*.gguf, of version 2 or 3")
+    info.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    info.add_argument(
+        "--metadata", action="store_true", help="also every metadata value; of arrays the length and the first values"
+    )
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +296,12 @@ def _run_demo(options: argparse.Namespace) -> ExitCode:
 
 def _run_plan(options: argparse.Namespace) -> ExitCode:
     from comfy_nodes.cli._plan import run
+
+    return run(options)
+
+
+def _run_gguf_info(options: argparse.Namespace) -> ExitCode:
+    from comfy_nodes.cli._gguf_info import run
 
     return run(options)
 

@@ -10,17 +10,11 @@ from typing import Any
 
 import alloc_spec
 from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError
-from block_discovery import (
-    BlockDiscoveryError,
-    BlockTree,
-    ModelWithoutParametersError,
-    discover_file,
-    read_safetensors_header,
-    read_safetensors_index,
-)
+from block_discovery import BlockTree
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._machine import hardware_for
-from comfy_nodes.cli._output import contents, human_bytes, warn
+from comfy_nodes.cli._output import contents, warn
+from comfy_nodes.cli._source import read_model
 from device_placement import (
     Estimate,
     Hardware,
@@ -64,7 +58,7 @@ def run(options: argparse.Namespace) -> ExitCode:
             budget do not allow it (1).
     """
     asked = _asked_spec(options)
-    tree, warnings = _read_model(Path(options.file), options.prefix)
+    tree, warnings = read_model(Path(options.file), options.prefix)
     hardware, notes = hardware_for(options.device, options.link, options.compute, asked)
     spec = asked or _spec_for(options, hardware)
     with exits_with(ExitCode.USAGE, AllocSpecError), exits_with(ExitCode.REFUSED, AllocResolveError, PlacementError):
@@ -120,22 +114,6 @@ def _spec_for(options: argparse.Namespace, hardware: Hardware) -> AllocationSpec
         return alloc_spec.parse(f"{hardware.compute},*")
     donor = "cpu" if "cpu" in hardware.donors else hardware.donors[-1]
     return alloc_spec.parse(f"{hardware.compute},auto;{donor},*")
-
-
-def _read_model(file: Path, prefix: str | None) -> tuple[BlockTree, list[str]]:
-    read = read_safetensors_index if file.suffix == ".json" else read_safetensors_header
-    with exits_with(ExitCode.REFUSED, BlockDiscoveryError, OSError):
-        header = read(file)
-        try:
-            tree = discover_file(file, prefix=prefix)
-        except ModelWithoutParametersError as error:
-            raise CommandError(f"{file}: {error}") from error
-    if not header.missing_bytes:
-        return tree, []
-    return tree, [
-        f"{file} ends {human_bytes(header.missing_bytes)} before its header says; "
-        "enough for a plan, but the model cannot be loaded from it"
-    ]
 
 
 def _document(planned: Planned) -> dict[str, Any]:
