@@ -35,14 +35,14 @@ def _nibbles(lanes: Lanes, packed: Tensor) -> Tensor:
 
 def _spread(lanes: Lanes, packed: Tensor, bits: int, value: int) -> Tensor:
     """Each field of so many bits, lowest first, as a byte of `value` times it."""
-    return lanes.lookup("extra", _spread_table(bits, value, lanes.device), lanes.integers("index", packed))
+    return lanes.lookup("extra", lanes.table(_spread_table, bits, value), lanes.integers("index", packed))
 
 
 @functools.cache
-def _spread_table(bits: int, value: int, device: torch.device) -> Tensor:
+def _spread_table(bits: int, value: int) -> Tensor:
     fields = (torch.arange(256).unsqueeze(1) >> torch.arange(0, 8, bits)) & ((1 << bits) - 1)
     entry = {8: torch.int64, 4: torch.int32}[8 // bits]
-    return (fields * value).to(torch.uint8).view(entry).view(-1).to(device)
+    return (fields * value).to(torch.uint8).view(entry).view(-1)
 
 
 def _q1_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:

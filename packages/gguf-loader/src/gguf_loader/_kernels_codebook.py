@@ -24,19 +24,13 @@ E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 @functools.cache
-def _table(values: tuple[int, ...], device: torch.device) -> Tensor:
+def _table(values: tuple[int, ...]) -> Tensor:
     """Entries for the codes in two bytes: the values of both low codes, then those of both high codes; int32."""
     book = torch.tensor(values, dtype=torch.int8)
     pair = torch.arange(65536)
     first, second = pair & 255, pair >> 8
     entries = torch.stack([book[first & 15], book[second & 15], book[first >> 4], book[second >> 4]], 1)
-    return entries.view(torch.int32).view(-1).to(device)
-
-
-@functools.cache
-def values_table(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """The sixteen values as int8."""
-    return torch.tensor(values, dtype=torch.int8, device=device)
+    return entries.view(torch.int32).view(-1)
 
 
 def _codes(lanes: Lanes, packed: Tensor, values: tuple[int, ...], run: int) -> Tensor:
@@ -44,7 +38,7 @@ def _codes(lanes: Lanes, packed: Tensor, values: tuple[int, ...], run: int) -> T
     x = lanes.gather("x", packed).view(-1)
     index = lanes.integers("index", x.view(torch.int16)).bitwise_and_(0xFFFF)
     both = lanes.take("extra", (index.numel(),), torch.int32)
-    torch.index_select(_table(values, lanes.device), 0, index, out=both)
+    torch.index_select(lanes.table(_table, values), 0, index, out=both)
     # Narrowing keeps the low half of an entry, and is far cheaper than moving halves apart.
     low = lanes.take("plane0", (index.numel(),), torch.int16).copy_(both)
     high = lanes.take("plane1", (index.numel(),), torch.int16).copy_(both.bitwise_right_shift_(16))
@@ -81,23 +75,23 @@ def _scale_bytes(lanes: Lanes, packed: Tensor, table: Tensor) -> tuple[Tensor, .
 
 
 @functools.cache
-def _e8m0_halved(device: torch.device) -> Tensor:
+def _e8m0_halved() -> Tensor:
     """2 ** (e - 128): the block exponent of MXFP4, halved because the values are doubled."""
-    return torch.ldexp(torch.ones(256, dtype=torch.float64), torch.arange(256) - 128).float().to(device)
+    return torch.ldexp(torch.ones(256, dtype=torch.float64), torch.arange(256) - 128).float()
 
 
 @functools.cache
-def _ue4m3_halved(device: torch.device) -> Tensor:
+def _ue4m3_halved() -> Tensor:
     """Unsigned 4-bit exponent, 3-bit mantissa, halved; the top bit is ignored and 0x7F is 0, as ggml has it."""
     code = torch.arange(256)
     exponent, mantissa = (code >> 3) & 15, (code & 7).double()
     normal = torch.ldexp(1 + mantissa / 8, exponent - 7)
     value = torch.where(exponent == 0, mantissa / 512, normal) / 2
-    return torch.where(code == 0x7F, 0.0, value).float().to(device)
+    return torch.where(code == 0x7F, 0.0, value).float()
 
 
 def _mxfp4_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
-    return _scale_bytes(lanes, b[:, :1], _e8m0_halved(lanes.device))
+    return _scale_bytes(lanes, b[:, :1], lanes.table(_e8m0_halved))
 
 
 def _mxfp4(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
@@ -105,7 +99,7 @@ def _mxfp4(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
 
 
 def _nvfp4_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
-    return _scale_bytes(lanes, b[:, :4], _ue4m3_halved(lanes.device))
+    return _scale_bytes(lanes, b[:, :4], lanes.table(_ue4m3_halved))
 
 
 def _nvfp4(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:

@@ -27,9 +27,9 @@ def _grid(name: str) -> Tensor:
     return torch.from_numpy(kind.grid).squeeze().long()
 
 
-def _entries(points: Tensor, device: torch.device) -> Tensor:
+def _entries(points: Tensor) -> Tensor:
     """Points of 4 or 8 weights as integers of as many bytes."""
-    return points.to(torch.int8).view({4: torch.int32, 8: torch.int64}[points.shape[1]]).view(-1).to(device)
+    return points.to(torch.int8).view({4: torch.int32, 8: torch.int64}[points.shape[1]]).view(-1)
 
 
 def _sign_bits(codes: Tensor) -> Tensor:
@@ -38,60 +38,60 @@ def _sign_bits(codes: Tensor) -> Tensor:
     return torch.cat([seven, seven.sum(1, keepdim=True) & 1], 1)
 
 
-def _signed(name: str, grid_bits: int, device: torch.device) -> Tensor:
+def _signed(name: str, grid_bits: int) -> Tensor:
     """Grid points under all 128 sign patterns: index = point | pattern << grid_bits."""
     signs = 1 - 2 * _sign_bits(torch.arange(128))
     points = _grid(name).unsqueeze(0) * signs.unsqueeze(1)
-    return _entries(points.reshape(128 << grid_bits, 8), device)
+    return _entries(points.reshape(128 << grid_bits, 8))
 
 
 @functools.cache
-def iq2_xxs_table(device: torch.device) -> Tensor:
+def iq2_xxs_table() -> Tensor:
     """Signed points: index = point (8 bits) | sign pattern << 8."""
-    return _signed("IQ2_XXS", 8, device)
+    return _signed("IQ2_XXS", 8)
 
 
 @functools.cache
-def iq2_xs_table(device: torch.device) -> Tensor:
+def iq2_xs_table() -> Tensor:
     """Signed points: index = point (9 bits) | sign pattern << 9."""
-    return _signed("IQ2_XS", 9, device)
+    return _signed("IQ2_XS", 9)
 
 
 @functools.cache
-def iq2_s_table(device: torch.device) -> Tensor:
+def iq2_s_table() -> Tensor:
     """1024 points of eight weights."""
-    return _entries(_grid("IQ2_S"), device)
+    return _entries(_grid("IQ2_S"))
 
 
 @functools.cache
-def iq3_xxs_table(device: torch.device) -> Tensor:
+def iq3_xxs_table() -> Tensor:
     """256 points of four weights."""
-    return _entries(_grid("IQ3_XXS"), device)
+    return _entries(_grid("IQ3_XXS"))
 
 
 @functools.cache
-def iq3_s_table(device: torch.device) -> Tensor:
+def iq3_s_table() -> Tensor:
     """512 points of four weights."""
-    return _entries(_grid("IQ3_S"), device)
+    return _entries(_grid("IQ3_S"))
 
 
 @functools.cache
-def iq1_table(device: torch.device) -> Tensor:
+def iq1_table() -> Tensor:
     """Points times 8, plus 1, then the same minus 1: index = point (11 bits) | sign of the shift << 11."""
     points = _grid("IQ1_S") * 8
-    return _entries(torch.cat([points + 1, points - 1]), device)
+    return _entries(torch.cat([points + 1, points - 1]))
 
 
 @functools.cache
-def _minus_table(device: torch.device) -> Tensor:
+def _minus_table() -> Tensor:
     """Eight sign bits as eight bytes: 0, or -1 for a minus."""
-    return _entries(-((torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1), device)
+    return _entries(-((torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1))
 
 
 @functools.cache
-def _minus_table_of_seven(device: torch.device) -> Tensor:
+def _minus_table_of_seven() -> Tensor:
     """Seven sign bits, and the one that follows from them, as eight bytes: 0, or -1 for a minus."""
-    return _entries(-_sign_bits(torch.arange(128)), device)
+    return _entries(-_sign_bits(torch.arange(128)))
 
 
 def _negated(points: Tensor, minus: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _iq2_xxs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     words = lanes.gather("x", b[:, 2:66].view(torch.int16)).view(torch.int32).view(-1, 2)
     index = _fields(lanes, words[:, 1], range(0, 28, 7), 127)
     index.bitwise_left_shift_(8).bitwise_or_(words[:, :1].contiguous().view(torch.uint8))
-    scaled(w, signed(lanes.lookup("q", iq2_xxs_table(lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", lanes.table(iq2_xxs_table), index)), scale)
 
 
 def _iq2_xs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -138,7 +138,7 @@ def _iq2_xs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq2_xs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # 9 bits of the point and 7 of the signs: the int16 is the index of the signed table as it stands.
     index = lanes.integers("index", b[:, 2:66].view(torch.int16)).bitwise_and_(0xFFFF)
-    scaled(w, signed(lanes.lookup("q", iq2_xs_table(lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", lanes.table(iq2_xs_table), index)), scale)
 
 
 def _iq2_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -148,8 +148,8 @@ def _iq2_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq2_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     index = _fields(lanes, b[:, 66:74], range(0, 8, 2), 3).view(-1, 32)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, 2:34])
-    points = lanes.lookup("q", iq2_s_table(lanes.device), index)
-    minus = lanes.lookup("extra", _minus_table(lanes.device), lanes.integers("index", b[:, 34:66]))
+    points = lanes.lookup("q", lanes.table(iq2_s_table), index)
+    minus = lanes.lookup("extra", lanes.table(_minus_table), lanes.integers("index", b[:, 34:66]))
     scaled(w, _negated(points, minus), scale)
 
 
@@ -159,10 +159,10 @@ def _iq3_xxs_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 
 def _iq3_xxs(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    points = lanes.lookup("q", iq3_xxs_table(lanes.device), lanes.integers("index", b[:, 2:66]))
+    points = lanes.lookup("q", lanes.table(iq3_xxs_table), lanes.integers("index", b[:, 2:66]))
     words = lanes.gather("x", b[:, 66:98].view(torch.int16)).view(torch.int32)
     signs = _fields(lanes, words, range(0, 28, 7), 127)
-    minus = lanes.lookup("extra", _minus_table_of_seven(lanes.device), signs)
+    minus = lanes.lookup("extra", lanes.table(_minus_table_of_seven), signs)
     scaled(w, _negated(points, minus), scale)
 
 
@@ -173,8 +173,8 @@ def _iq3_s_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _iq3_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     index = _fields(lanes, b[:, 66:74], range(8), 1).view(-1, 64)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, 2:66])
-    points = lanes.lookup("q", iq3_s_table(lanes.device), index)
-    minus = lanes.lookup("extra", _minus_table(lanes.device), lanes.integers("index", b[:, 74:106]))
+    points = lanes.lookup("q", lanes.table(iq3_s_table), index)
+    minus = lanes.lookup("extra", lanes.table(_minus_table), lanes.integers("index", b[:, 74:106]))
     scaled(w, _negated(points, minus), scale)
 
 
@@ -191,7 +191,7 @@ def _iq1_s(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     delta = lanes.integers("bit", high).bitwise_and_(0x8000).bitwise_right_shift_(4).unsqueeze(-1)
     index.bitwise_left_shift_(8).bitwise_or_(delta)
     index = index.view(-1, 32).bitwise_or_(b[:, 2:34])
-    scaled(w, signed(lanes.lookup("q", iq1_table(lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", lanes.table(iq1_table), index)), scale)
 
 
 def _iq1_m_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -207,7 +207,7 @@ def _iq1_m(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     # A nibble for 8 weights: 3 high bits of the point and the sign of the delta, which is the index's top bits.
     index = _fields(lanes, b[:, 32:48], range(0, 8, 4), 15).view(-1, 32)
     index.bitwise_left_shift_(8).bitwise_or_(b[:, :32])
-    scaled(w, signed(lanes.lookup("q", iq1_table(lanes.device), index)), scale)
+    scaled(w, signed(lanes.lookup("q", lanes.table(iq1_table), index)), scale)
 
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(

@@ -14,28 +14,27 @@ from torch import Tensor
 from ._kernel import Kernel
 from ._lanes import LOW_PAIRS, Lanes, scaled, signed
 
-_EVEN_BYTES = 0x00FF00FF00FF00FF
-_ODD_BYTES = -0x00FF00FF00FF0100  # 0xFF00FF00FF00FF00 as a signed number
-
 
 def _tq1_0_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
     return (lanes.halves("scale", b[:, 52:54]),)
 
 
 def _digits(lanes: Lanes, x: Tensor) -> list[Tensor]:
-    """The five base-3 digits of each byte, which is a fraction of 256: digit = 3 * x / 256, rest = 3 * x mod 256.
+    """The five base-3 digits of each byte less 1, as lanes, a plane for each place.
 
-    Two bytes share a 16-bit lane while they are multiplied, so even and odd bytes are kept apart.
+    The byte is a fraction of 256: 3 * x / 256, rounded down, is the first digit, and 3 * x mod 256 what is left of it.
     """
-    even, odd = lanes.bits("even", x, 0, _EVEN_BYTES), lanes.bits("odd", x, 8, _EVEN_BYTES)
+    fraction = lanes.take("index", tuple(x.shape), torch.int16).copy_(x)
+    product, digit = (lanes.take(name, tuple(x.shape), torch.int16) for name in ("bit", "extra"))
+    # Less 256 before the shift is less 1 after it, and is nothing to the eight bits below.
+    one_less = torch.full((), -256, dtype=torch.int16, device=lanes.device)
     planes = []
     for place in range(5):
-        even.mul_(3)
-        odd.mul_(3)
-        digit = lanes.bits(f"plane{place}", even, 8, _EVEN_BYTES)
-        planes.append(digit.bitwise_or_(lanes.bits("bit", odd, 0, _ODD_BYTES)))
-        even.bitwise_and_(_EVEN_BYTES)
-        odd.bitwise_and_(_EVEN_BYTES)
+        torch.add(one_less, fraction, alpha=3, out=product)
+        torch.bitwise_right_shift(product, 8, out=digit)
+        plane = lanes.take(f"plane{place}", tuple(x.shape), torch.int8).copy_(digit)
+        planes.append(plane.view(torch.int64))
+        torch.bitwise_and(product, 255, out=fraction)
     return planes
 
 
@@ -46,14 +45,14 @@ def _tq1_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     x = lanes.take("x", (-(-52 * n // 8) * 8,))
     for part, columns in ((x[: 32 * n], b[:, :32]), (x[32 * n : 48 * n], b[:, 32:48]), (x[48 * n :], b[:, 48:52])):
         part[: columns.numel()].view(columns.shape).copy_(columns)
-    planes = _digits(lanes, x.view(torch.int64))
+    planes = _digits(lanes, x)
     first = lanes.interleave("q", [plane[: 4 * n] for plane in planes], 32)
     second = lanes.interleave("extra", [plane[4 * n : 6 * n] for plane in planes], 16)
     last = lanes.take("last", (n, 4), torch.int32)
     torch.stack([plane.view(torch.int32)[12 * n : 13 * n] for plane in planes[:4]], 1, out=last)
-    w[:, :160].copy_(signed(first, bias=1).view(n, 160))
-    w[:, 160:240].copy_(signed(second, bias=1).view(n, 80))
-    w[:, 240:].copy_(signed(last, bias=1).view(n, 16))
+    w[:, :160].copy_(signed(first).view(n, 160))
+    w[:, 160:240].copy_(signed(second).view(n, 80))
+    w[:, 240:].copy_(signed(last).view(n, 16))
     w.mul_(scale)
 
 

@@ -6,7 +6,8 @@ time as int64, put planes side by side sixteen at a time, and turn bits into byt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,16 @@ class Lanes:
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> Tensor:
         """An uninitialised contiguous buffer."""
         return self._scratch.take(name, shape, dtype, self.device)
+
+    def table(self, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        """A constant of the format, `make(*arguments)`, on this device.
+
+        `make` is cached by its module: on the CPU its tensor is the table itself, and only other devices need a copy,
+        which goes with the scratch.
+        """
+        if self.device.type == "cpu":
+            return make(*arguments)
+        return self._scratch.constant(make, arguments, self.device)
 
     def gather(self, name: str, source: Tensor) -> Tensor:
         """The columns of `source` (rows, columns), made contiguous."""

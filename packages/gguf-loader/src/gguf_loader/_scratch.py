@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Scratch:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.device], torch.Tensor] = {}
         self._views: dict[tuple[str, tuple[int, ...], torch.dtype, torch.device], torch.Tensor] = {}
+        self._constants: dict[tuple[Callable[..., torch.Tensor], tuple[Any, ...], torch.device], torch.Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """The buffer of this name as an uninitialised contiguous tensor."""
@@ -31,6 +33,17 @@ class Scratch:
                 view = self._buffer(name, math.prod(shape) * dtype.itemsize, device).view(dtype).view(shape)
             self._views[key] = view
         return view
+
+    def constant(
+        self, make: Callable[..., torch.Tensor], arguments: tuple[Any, ...], device: torch.device
+    ) -> torch.Tensor:
+        """What `make(*arguments)` returns, on a device; copied there once."""
+        key = (make, arguments, device)
+        held = self._constants.get(key)
+        if held is None:
+            with torch.inference_mode(False):
+                held = self._constants[key] = make(*arguments).to(device)
+        return held
 
     def _buffer(self, name: str, size_bytes: int, device: torch.device) -> torch.Tensor:
         held = self._buffers.get((name, device))
@@ -44,7 +57,7 @@ class Scratch:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes held at present."""
+        """Bytes of the buffers at present."""
         return sum(buffer.numel() for buffer in self._buffers.values())
 
 

@@ -7,6 +7,7 @@ imported when blocks on such a device are first dequantised.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -30,19 +31,26 @@ class Decoder:
 
     Attributes:
         function: the decoding function.
-        table: makes the table that it reads, on a device; None if it reads none.
+        table: makes the table that it reads; None if it reads none.
     """
 
     function: Any
-    table: Callable[[torch.device], Tensor] | None = None
+    table: Callable[[], Tensor] | None = None
 
 
-def _iq4_table(device: torch.device) -> Tensor:
-    return codebook.values_table(codebook.IQ4_VALUES, device)
+def _iq4_table() -> Tensor:
+    return torch.tensor(codebook.IQ4_VALUES, dtype=torch.int8)
 
 
-def _e2m1_table(device: torch.device) -> Tensor:
-    return codebook.values_table(codebook.E2M1_DOUBLED, device)
+def _e2m1_table() -> Tensor:
+    return torch.tensor(codebook.E2M1_DOUBLED, dtype=torch.int8)
+
+
+@functools.cache
+def _table_on(make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    # Kept for good, 1.3 MiB a device if every type is met: a compiled graph has no working memory to keep it in, and
+    # copying it in every call would make the host wait for the device.
+    return make().view(torch.uint8).to(device)
 
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
@@ -86,7 +94,7 @@ def dequantize_by_triton(data: Tensor, kind: GgmlType, out: Tensor) -> None:
         out: contiguous floating tensor of as many weights, on the same device.
     """
     decoder = DECODERS[kind.name]
-    table = data if decoder.table is None else decoder.table(data.device).view(torch.uint8)
+    table = data if decoder.table is None else _table_on(decoder.table, data.device)
     count, per_program = data.numel() // kind.type_size, max(1, WEIGHTS_PER_PROGRAM // kind.block_size)
     # Triton launches on the current device, whatever device its arguments are on.
     with torch.cuda.device(data.device) if data.device.type == "cuda" else contextlib.nullcontext():
