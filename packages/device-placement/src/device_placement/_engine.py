@@ -192,7 +192,7 @@ class Engine:
             self._active.remove(unit)
 
     def _abandon_left(self) -> None:
-        """End forwards of the calling thread that were left without `leave`: torch calls no hook at a KeyboardInterrupt."""
+        """End forwards of the calling thread that were left without `leave`, as a KeyboardInterrupt leaves them."""
         for unit in reversed(self._active[:]):
             if not _is_running(unit):
                 calls = unit.depth

@@ -29,7 +29,7 @@ def through_host(source: Tensor, target: Tensor) -> None:
 
 
 def survives(source: torch.device, target: torch.device, route: Route = direct) -> bool:
-    """Send a pattern from `source` to `target` and compare what arrived. Waits for the devices; allocates 64 KiB on each."""
+    """Send a pattern from `source` to `target` and compare what arrived. Waits for both; allocates 64 KiB on each."""
     pattern = torch.arange(PATTERN_BYTES).remainder(251).to(torch.uint8)
     sent = pattern.to(source)
     arrived = torch.zeros(PATTERN_BYTES, dtype=torch.uint8, device=target)

@@ -74,7 +74,7 @@ def place(
     _check_nesting(plan)
     _check_devices(plan, backend)
     _check_room(assignment, plan, backend)
-    # Donors that are not used yet may have to stand in for one that is full; by then it is too late to test their links.
+    # Donors that are not used yet may have to stand in for one that is full; then it is too late to test their links.
     backend.open(plan.compute, dict.fromkeys(plan.donors, plan.slot_bytes)).close()
     for module in model.modules():
         remove_copied_hooks(module)
