@@ -107,7 +107,7 @@ def _arguments(*arguments: str) -> Iterator[None]:
         sys.argv = before
 
 
-def _comfy(module: str) -> Any:
+def import_comfy(module: str) -> Any:
     """A module of ComfyUI, imported for the CPU."""
     folder = find_comfyui()
     if folder is None:
@@ -143,14 +143,14 @@ def _build_comfy(entry: Mapping[str, Any]) -> nn.Module:
 
 def _construct_comfy(entry: Mapping[str, Any], device: torch.device) -> nn.Module:
     module, _, class_name = entry["path"].rpartition(".")
-    model_class = getattr(_comfy(module), class_name)
+    model_class = getattr(import_comfy(module), class_name)
     arguments = dict(entry["kwargs"])
     accepted = inspect.signature(model_class.__init__).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     offered = {
         "device": device,
         "dtype": torch.bfloat16,
-        "operations": _comfy("comfy.ops").disable_weight_init,
+        "operations": import_comfy("comfy.ops").disable_weight_init,
         "config_dict": _comfy_config(entry),
     }
     arguments |= {name: value for name, value in offered.items() if name in accepted}

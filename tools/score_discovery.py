@@ -14,8 +14,10 @@ What is counted, in bytes of the labelled blocks of a model (tied tensors left o
 - resident: tensors in the rest: a labelled module below 0.5 % of the model, or the direct parameters of a divided one.
 - missed: tensors that the tree does not hold at all.
 
+- names: the units that names and shapes of the state dict alone give, in bytes of the units at the same path.
+
 A model counts as exact when exact bytes are 95 % of its labelled bytes, and as in reach when exact and finer bytes
-are: its labelled blocks are then unions of units.
+are: its labelled blocks are then unions of units. It counts under names when all unit paths are the same.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import discovery_oracles
-from block_discovery import BlockTree, discover
+from block_discovery import BlockTree, discover, discover_names
 from discovery_oracles import FAMILIES, Oracle
 
 MAX_UNIT_FRACTION = 0.125
@@ -55,6 +57,8 @@ class Score:
     missed: int = 0
     units: int = 0
     milliseconds: float = 0.0
+    same_from_names: bool = False
+    same_bytes_from_names: float = 0.0
     reasons: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -140,11 +144,17 @@ def score(oracle: Oracle, repeats: int = 3) -> Score:
         if name not in tied
     }
     counts, reasons = compare(tree, labels, tensors)
+    from_names = discover_names({name: (value.shape, value.dtype) for name, value in model.state_dict().items()})
+    paths = {unit.path for unit in tree.units}
+    paths_from_names = {unit.path for unit in from_names.units}
+    same = sum(unit.size_bytes for unit in tree.units if unit.kind != "rest" and unit.path in paths_from_names)
     return Score(
         family=oracle.family,
         name=oracle.name,
         units=len(tree.units),
         milliseconds=1e3 * min(seconds),
+        same_from_names=paths == paths_from_names,
+        same_bytes_from_names=same / sum(unit.size_bytes for unit in tree.units if unit.kind != "rest"),
         reasons=reasons,
         **{key: counts[key] for key in ("labelled", "exact", "finer", "coarser", "resident", "missed")},
     )
@@ -162,17 +172,17 @@ def score_family(family: str, folder: Path = discovery_oracles.DATA) -> list[Sco
 def render(scores: Sequence[Score]) -> str:
     """The score table, then every model that is not exact with its reasons."""
     lines = [
-        f"{'family':<14}{'models':>7}{'exact':>14}{'in reach':>14}{'resident':>10}{'missed':>8}"
+        f"{'family':<14}{'models':>6}{'exact':>12}{'in reach':>13}{'resident':>10}{'missed':>8}{'names':>13}"
         f"{'median':>10}{'worst':>10}"
     ]
     for family in dict.fromkeys(score.family for score in scores):
         mine = [score for score in scores if score.family == family]
-        exact, reach = sum(score.is_exact for score in mine), sum(score.is_in_reach for score in mine)
         resident = sum(score.resident for score in mine) / sum(score.labelled for score in mine)
         times = [score.milliseconds for score in mine]
         lines.append(
-            f"{family:<14}{len(mine):>7}{exact:>6} {exact / len(mine):>6.1%} {reach:>6} {reach / len(mine):>6.1%} "
-            f"{resident:>9.3%}{sum(score.missed for score in mine):>8}"
+            f"{family:<14}{len(mine):>6}{_counted(score.is_exact for score in mine):>12}"
+            f"{_counted(score.is_in_reach for score in mine):>13}{resident:>10.3%}"
+            f"{sum(score.missed for score in mine):>8}{_counted(score.same_from_names for score in mine):>13}"
             f"{statistics.median(times):>7.1f} ms{max(times):>7.1f} ms"
         )
     lines.append("")
@@ -184,6 +194,12 @@ def render(scores: Sequence[Score]) -> str:
                 f"in reach {score.reach_share:.1%}: {reasons}"
             )
     return "\n".join(lines)
+
+
+def _counted(verdicts: Iterable[bool]) -> str:
+    """How many are true, and their share."""
+    each = list(verdicts)
+    return f"{sum(each)} {sum(each) / len(each):.1%}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
