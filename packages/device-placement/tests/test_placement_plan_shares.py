@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_placement._assign import fill_in_order
-from device_placement._select import MINOR_FRACTION, Movable, interleaved, tiers
+from device_placement._select import MINOR_FRACTION, Movable, _cyclic_gap, interleaved, tiers
 from device_placement._stripe import RESOLUTION, SMALL_FRACTION, _menu, striped
 
 sizes = st.lists(st.integers(0, 1000), min_size=1, max_size=8).map(tuple)
@@ -115,6 +115,22 @@ def test_what_is_streamed_in_excess_is_less_than_the_smallest_tensor_or_could_no
     streamed = sum(unit.sizes[i] for unit, tensors in zip(units, chosen, strict=True) for i in tensors)
     assert need <= streamed
     assert streamed - need < max(units[0].sizes) or need == 0
+
+
+@given(equal_units, st.data())
+def test_no_unit_could_stream_less_without_missing_the_need(units: list[Movable], data: st.DataObject) -> None:
+    need = data.draw(st.integers(0, sum(unit.size_bytes for unit in units)))
+    chosen = striped(units, slots=2)(need)
+    shares = [sum(unit.sizes[i] for i in tensors) for unit, tensors in zip(units, chosen, strict=True)]
+    for unit, share in zip(units, shares, strict=True):
+        for offer in _menu(unit.sizes).sums:
+            assert offer >= share or sum(shares) - share + offer < need
+
+
+def test_the_end_of_a_pass_is_next_to_the_start_of_the_following() -> None:
+    assert _cyclic_gap(0, [9], 10) == _cyclic_gap(9, [0], 10) == 1
+    assert _cyclic_gap(5, [0, 8], 10) == 3
+    assert _cyclic_gap(5, [], 10) == 10
 
 
 @given(st.lists(st.tuples(sizes, st.floats(0, 10)), min_size=1, max_size=6), st.sampled_from(["stripe", "interleave"]))

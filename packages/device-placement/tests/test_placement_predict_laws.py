@@ -64,7 +64,7 @@ def test_no_overlap_beats_the_compute_time_or_the_busiest_ingress(
 ) -> None:
     plan, seconds = given_plan
     estimate = predict(plan, hardware_of(shared=shared), unit_seconds=seconds)
-    assert known(estimate.seconds) * CLOSE >= max(sum(seconds.values()), estimate.transfer_seconds)
+    assert known(estimate.seconds) >= max(known(estimate.compute_seconds), estimate.transfer_seconds)
 
 
 @given(placed(), st.booleans())
