@@ -76,8 +76,12 @@ class Kept:
         return (
             all(owner.get(key) is tensor for owner, key, tensor in self.entries)
             and all(part.data_ptr() == pointer for part, pointer, _ in self.watches)
-            and all(same_parts(tensor, parts) for tensor, parts in self.packed)
+            and all(_same_parts(tensor, parts) for tensor, parts in self.packed)
         )
+
+    def is_untouched(self) -> bool:
+        """Whether it is home, and nothing was written to it since `note`."""
+        return self.is_home() and all(part._version == version for part, _, version in self.watches)
 
     def adoptable(self) -> bool:
         """Whether the host replaced the tensor by another one that lives on the same device.
@@ -136,6 +140,6 @@ class Kept:
         return {id(tensor): over(tensor, parts) for _, _, tensor in self.entries}
 
 
-def same_parts(tensor: Tensor, parts: tuple[Tensor, ...]) -> bool:
+def _same_parts(tensor: Tensor, parts: tuple[Tensor, ...]) -> bool:
     """Whether a packed tensor still consists of these very objects."""
     return all(one is other for one, other in zip(plain_parts(tensor), parts, strict=True))

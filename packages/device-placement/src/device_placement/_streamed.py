@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from device_placement._backend import Gate, Streamer, Transfer
 from device_placement._inventory import Owner
-from device_placement._kept import Entry, Kept, Watch, same_parts
+from device_placement._kept import Entry, Kept
 
 Exchange = tuple[Owner, str, Tensor, Tensor]
 """An entry of a module, what belongs there between forwards, and what does during one."""
@@ -73,7 +73,7 @@ class StreamedUnit:
     """
 
     __slots__ = (
-        *("_current", "_exchanges", "_packed", "_transfers", "_version", "_watches", "callers", "calls", "depth"),
+        *("_current", "_exchanges", "_packed", "_plain", "_transfers", "_version", "callers", "calls", "depth"),
         *("entries", "fetches", "kept", "owner", "path", "scouts", "shares", "slot"),
     )
 
@@ -102,22 +102,22 @@ class StreamedUnit:
     def note(self) -> None:
         """Take what the entries refer to now for what belongs there; views made for other objects are dropped."""
         self.entries: tuple[Entry, ...] = tuple(entry for kept in self.tensors for entry in kept.entries)
-        self._watches: tuple[Watch, ...] = tuple(watch for kept in self.tensors for watch in kept.watches)
-        self._packed = tuple(packed for kept in self.tensors for packed in kept.packed)
+        packed = [kept for kept in self.tensors if kept.packed]
+        plain = [kept for kept in self.tensors if not kept.packed]
+        noted = {id(part): (pointer, version) for kept in plain for part, pointer, version in kept.watches}
+        self._plain = tuple((*entry, *noted[id(entry[2])]) for kept in plain for entry in kept.entries)
+        self._packed = tuple(packed)
         self._exchanges.clear()
 
     def is_untouched(self) -> bool:
         """Whether every tensor is the one that was put here, with the values that were copied."""
         try:
-            for owner, key, home in self.entries:
-                if owner[key] is not home:
+            for owner, key, home, pointer, version in self._plain:
+                if owner[key] is not home or home.data_ptr() != pointer or home._version != version:
                     return False
         except KeyError:
             return False
-        for part, pointer, version in self._watches:
-            if part.data_ptr() != pointer or part._version != version:
-                return False
-        return not self._packed or all(same_parts(tensor, parts) for tensor, parts in self._packed)
+        return not self._packed or all(kept.is_untouched() for kept in self._packed)
 
     def exchange(self, slot: Slot) -> None:
         """Let the modules refer to the copies in `slot`, until `restore`."""
