@@ -40,7 +40,8 @@ class Worker:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # The thread refers to the queue alone: a reference to the worker would keep it from ever being collected.
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
-        self._stop = weakref.finalize(self, self._jobs.put, None)
+        # Also at the end of the program: a thread that is still copying when the interpreter goes takes it down.
+        self._stop = weakref.finalize(self, _end, self._jobs, self._thread)
         self._thread.start()
 
     def give(self, action: Callable[[], None]) -> Job:
@@ -52,7 +53,12 @@ class Worker:
     def close(self) -> None:
         """Do what was given, then end the thread."""
         self._stop()
-        self._thread.join()
+
+
+def _end(jobs: queue.SimpleQueue[Job | None], thread: threading.Thread) -> None:
+    jobs.put(None)
+    if thread is not threading.current_thread():
+        thread.join()
 
 
 def _work(jobs: queue.SimpleQueue[Job | None]) -> None:
