@@ -142,6 +142,14 @@ def test_a_link_that_garbles_bytes_is_measured_through_the_host_and_marked(caplo
     assert "cuda:1" in caplog.text
 
 
+def test_a_way_that_garbles_bytes_is_never_timed() -> None:
+    machine = FakeMachine(garbling=("cuda:1",))
+    hardware = probed(machine, donors=["cuda:2", "cuda:1"])
+    asked = [(sources, direct) for sources, _, direct in machine.questions if "cuda:1" in dict(sources)]
+    assert asked and all(len(sources) == 1 and not direct for sources, direct in asked)
+    assert [link.ingress for link in hardware.links] == ["from cuda:2", "host"]
+
+
 def test_reserves_can_be_given_by_device() -> None:
     hardware = probe_machine(
         FakeMachine(), None, ["cpu"], measure_bytes=MIB, reserve_bytes={"cuda:0": 3 * GIB, "cpu": 0}
