@@ -28,7 +28,7 @@ MAX_NAME_BYTES = 255
 MAX_TEXT_BYTES = 16 << 20
 MAX_DIMS = 8
 MAX_ALIGNMENT = 1 << 24
-MAX_STRINGS = 1 << 24
+MAX_STRINGS = 1 << 22
 MAX_WEIGHTS = (1 << 63) - 1
 
 # The least bytes a record of each kind can take, to refuse a count before the loop over it begins.
