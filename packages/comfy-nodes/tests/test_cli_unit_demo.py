@@ -19,7 +19,7 @@ import torch
 from comfy_nodes.cli import _demo, main
 from comfy_nodes.cli._demo_run import Run, largest_difference, one_core_for_the_link
 from comfy_nodes.cli._exit import ExitCode
-from device_placement import PlacedModel, PlacementPlan, place
+from device_placement import Estimate, PlacedModel, PlacementPlan, PlacementStats, place
 
 SMALL = ["--blocks", "8", "--steps", "3"]
 
@@ -59,8 +59,8 @@ def test_it_goes_the_whole_way_in_order(finished: Finished) -> None:
 
 
 def test_every_step_leaves_a_dot(finished: Finished) -> None:
-    assert re.search(r"^unplaced \.\.\. \d", finished.out, flags=re.MULTILINE)
-    assert re.search(r"^placed   \.\.\. \d", finished.out, flags=re.MULTILINE)
+    for title in ("unplaced ", "placed   ", "taken off"):
+        assert re.search(rf"^{title} \.\.\. \d", finished.out, flags=re.MULTILINE)
 
 
 def test_prediction_and_measurement_stand_side_by_side(finished: Finished) -> None:
@@ -119,6 +119,27 @@ def test_a_wrong_output_is_told_and_ends_with_1(
     captured = capsys.readouterr()
     assert "the placed model computed something else" in captured.err
     assert "output difference to the unplaced model: 0.0\n" not in captured.out
+
+
+def timed(pass_seconds: float) -> Run:
+    return Run(latent=torch.zeros(1), pass_seconds=(pass_seconds,))
+
+
+@pytest.mark.parametrize(("after_seconds", "is_busy"), [(1.0, False), (1.04, False), (1.2, True), (0.5, True)])
+def test_a_busy_machine_is_said_to_be_one(
+    after_seconds: float, is_busy: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    estimate = Estimate(
+        compute="emulated:0", seconds=1.1, compute_seconds=1.0, transfer_seconds=1.0, bound="buffer", peak_bytes={}
+    )
+    stats = PlacementStats(
+        passes=1, calls=1, copies=4, copied_bytes={"cpu": 2**20}, surprises=0, refetches=0, waits=0, wait_seconds=0.0,
+        hook_seconds=0.0, held_bytes={"cpu": 2**20}, pinned_bytes=0, uncalled=(),
+    )  # fmt: skip
+    _demo._report(estimate, timed(1.0), timed(1.25), timed(after_seconds), stats)
+    out = capsys.readouterr().out
+    assert ("the machine is busy" in out) is is_busy
+    assert re.search(r"^a pass +1\.10 s +1\.25 s +-12\.0 %$", out, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(
