@@ -9,14 +9,15 @@ PROGRAM = """
 import torch
 from device_placement import EmulatedBackend, Link, PlacementPlan, TensorHome, UnitPlacement, place
 
-model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(8))).requires_grad_(False)
-homes = [TensorHome(name=f"{i}.weight", size_bytes=64 * 64 * 4, device="donor:0") for i in range(8)]
-units = tuple(UnitPlacement(path=str(i), class_name="Linear", kind="block", homes=(homes[i],)) for i in range(8))
-plan = PlacementPlan(compute="cpu", donors=("donor:0",), policy="stripe", slots=2, units=units)
-# A pass takes 0.4 s, so that copies are under way when the program ends.
-link = Link(source="donor:0", target="cpu", gb_per_second=64 * 64 * 4 / 0.05 / 1e9)
+side, count = 4096, 2
+size_bytes = side * side * 4
+model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(count))).requires_grad_(False)
+homes = [TensorHome(name=f"{i}.weight", size_bytes=size_bytes, device="donor:0") for i in range(count)]
+units = tuple(UnitPlacement(path=str(i), class_name="Linear", kind="block", homes=(homes[i],)) for i in range(count))
+plan = PlacementPlan(compute="cpu", donors=("donor:0",), policy="stripe", slots=count, units=units)
+link = Link(source="donor:0", target="cpu", gb_per_second=1000.0, latency_seconds=0.0)
+# The first copies start at once: the program ends in the middle of them.
 handle = place(model, plan, backend=EmulatedBackend([link]))
-model(torch.ones(1, 64))
 print("done")
 """
 

@@ -111,6 +111,9 @@ class Kept:
             if current is None:
                 raise HandleInvalidatedError([self.name], "was deleted")
             parts = plain_parts(current)
+            if self.buffer is None and self.held.optional:
+                # No plan counts with it, and the host may have made it longer (one more adapter, a larger cache).
+                self.spots = tuple(Spot.of(part, 0) for part in parts)
             if [(part.dtype, tuple(part.shape)) for part in parts] != [(spot.dtype, spot.shape) for spot in self.spots]:
                 raise HandleInvalidatedError([self.name], "got another shape or dtype")
             if current is tensor and not self._moved(tensor):
