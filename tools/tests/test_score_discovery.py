@@ -55,7 +55,7 @@ BIG = {"big": "big.x big.y"}
 def test_each_byte_of_a_labelled_block_gets_one_verdict(
     units: dict[str, str], label: str, expected: dict[str, int]
 ) -> None:
-    counts, _ = compare(tree(**units, **BIG) if "rest" not in units else tree(**BIG, **units), [label], STATE)
+    counts, _ = compare(tree(**BIG, **units), [label], STATE)
     assert {kind: size for kind, size in counts.items() if size and kind != "labelled"} == expected
     assert counts["labelled"] == sum(expected.values())
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import pickle
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,10 @@ def test_errors_form_one_tree_and_cross_process_boundaries(error: type[BlockDisc
 def test_an_error_without_subject_or_remedy_reads_well() -> None:
     assert str(HeaderError("is wrong")) == "is wrong"
     assert str(HeaderError("is wrong", subject="file a")) == "file a: is wrong"
+
+
+def test_what_the_readme_shows_is_what_happens() -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    failed, tried = doctest.testfile(str(readme), module_relative=False)
+    assert tried > 10
+    assert failed == 0
