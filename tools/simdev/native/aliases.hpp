@@ -17,8 +17,6 @@ class Aliases {
     // A CPU tensor stays what it is; beside a meta tensor only one that is read as a number may.
     if (!t.is_privateuseone() && (!dry_ || t.dim() == 0)) return t;
     Tensor alias = over(host_storage(t), dry_ ? c10::DispatchKey::Meta : c10::DispatchKey::CPU, t);
-    // A number written in Python does not decide the type of a result; its tensor says so.
-    if (t.unsafeGetTensorImpl()->is_wrapped_number()) alias.unsafeGetTensorImpl()->set_wrapped_number(true);
     if (t.is_privateuseone()) originals_.emplace_back(alias, t);
     return alias;
   }

@@ -118,9 +118,4 @@ inline Tensor copy_from(const Tensor& src, const Tensor& dst, bool non_blocking)
   return dst;
 }
 
-inline Tensor copy_from_and_resize(const Tensor& src, const Tensor& dst) {
-  at::native::resize_(dst, src.sizes(), std::nullopt);
-  return copy_from(src, dst, false);
-}
-
 }  // namespace simdev

@@ -62,7 +62,7 @@ inline int check_devices(const c10::FunctionSchema& schema, c10::ArrayRef<IValue
   for (size_t i = 0; i < arguments.size() && device >= 0; i++) {
     const auto& argument = schema.arguments()[i];
     visit_tensors(arguments[i], [&](const Tensor& t) {
-      const bool number = t.is_cpu() && t.dim() == 0 && !is_written(argument);
+      const bool number = t.is_cpu() && t.dim() == 0;
       const bool index = t.is_cpu() && argument.name() == "indices";
       TORCH_CHECK(number || index || t.device() == torch_device(device),
                   "Expected all tensors to be on the same device, but found at least two devices, ",

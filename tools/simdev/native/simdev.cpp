@@ -38,11 +38,9 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Storage_storage_offset", set_storage_with_layout);
   m.impl("record_stream", record_stream);
   m.impl("_copy_from", copy_from);
-  m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("convolution_overrideable", convolution);
   // torch decomposes these for a backend that does not list them, and the parts round otherwise than the CPU's kernel.
-  for (const char* name :
-       {"native_layer_norm", "native_group_norm", "silu_backward", "mish_backward"})
+  for (const char* name : {"native_layer_norm", "native_group_norm", "silu_backward", "mish_backward"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
 }
 

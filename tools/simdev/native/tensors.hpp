@@ -46,8 +46,15 @@ inline Tensor unfold(const Tensor& self, int64_t dimension, int64_t size, int64_
   return at::native::unfold(self, dimension, size, step);
 }
 
+// torch's resize_ writes into the storage at once, as if it were the CPU's; the hook keeps to the order of streams.
 inline const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, std::optional<at::MemoryFormat> format) {
-  return at::native::resize_(self, C10_AS_INTARRAYREF_SLOW(size), format);
+  auto* tensor = self.unsafeGetTensorImpl();
+  tensor->set_sizes_contiguous(C10_AS_INTARRAYREF_SLOW(size));
+  if (format) tensor->empty_tensor_restride(*format);
+  const size_t needed =
+      at::detail::computeStorageNbytesContiguous(self.sizes(), self.element_size(), self.storage_offset());
+  if (needed > self.storage().nbytes()) immortal<Hooks>().resizePrivateUse1Bytes(self.storage(), needed);
+  return self;
 }
 
 inline Tensor& set_tensor(Tensor& self, const Tensor& source) { return at::native::set_tensor_(self, source); }

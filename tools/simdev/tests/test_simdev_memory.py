@@ -134,11 +134,27 @@ def test_resizing_a_storage_gives_memory_back(sim: types.ModuleType) -> None:
     assert sim.mem(0).used == 2 * MIB
 
 
+def test_resizing_stays_on_the_device_of_the_tensor(sim: types.ModuleType) -> None:
+    t = torch.ones(8, device="sim:3")
+    t.resize_(2, 3, 4, 4, memory_format=torch.channels_last)
+    assert (sim.mem(0).used, sim.mem(3).used) == (0, 512)
+    assert t.is_contiguous(memory_format=torch.channels_last)
+    t[0].resize_(10)
+    assert t.untyped_storage().nbytes() == 2 * 3 * 4 * 4 * 4
+
+
 def test_resizing_keeps_the_bytes_that_stay(sim: types.ModuleType) -> None:
     t = torch.arange(8, device="sim:0")
     t.resize_(1000)
     assert t[:8].tolist() == list(range(8))
     assert sim.mem(0).used == 8192
+
+
+def test_resizing_carries_out_what_waits_for_the_old_bytes(sim: types.ModuleType) -> None:
+    t = torch.empty(8, device="sim:0")
+    t.copy_(torch.arange(8.0).pin_memory(), non_blocking=True)
+    t.resize_(1000)
+    assert t[:8].tolist() == list(range(8))
 
 
 def test_out_grows_to_the_result(sim: types.ModuleType) -> None:

@@ -123,6 +123,7 @@ def test_an_operator_in_place_returns_its_argument(sim: types.ModuleType) -> Non
     a = torch.zeros(4, device="sim:0")
     assert a.add_(1) is a
     assert torch.sin(a, out=a) is a
+    assert torch.ops.aten.fill_.Scalar(a, 2.0) is a  # a boxed call, which takes the result from the kernel itself
 
 
 def test_fresh_memory_reads_as_nan(sim: types.ModuleType) -> None:

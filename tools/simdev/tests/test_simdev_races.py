@@ -182,6 +182,18 @@ def the_first_use_waits_for_the_allocating_stream(right: bool) -> None:
     main().wait_stream(side)
 
 
+def a_result_is_used_after_it_was_computed(right: bool) -> None:
+    side = torch.Stream(device=device())
+    a = torch.ones(SIZE, device=device())
+    side.wait_stream(main())
+    result = a.sin()
+    if right:
+        side.wait_stream(main())
+    with side:
+        result + 1
+    main().wait_stream(side)
+
+
 def the_other_half_of_a_buffer_is_free(right: bool) -> None:
     both, side = torch.empty(2, SIZE, device=device()), torch.Stream(device=device())
     side.wait_stream(main())
@@ -318,6 +330,7 @@ def a_list_of_weights_is_read_one_by_one(right: bool) -> None:
 
 def a_resize_moves_bytes_that_are_there(right: bool) -> None:
     target, side = torch.ones(SIZE, device=device()), torch.Stream(device=device())
+    target.record_stream(side)
     side.wait_stream(main())
     with side:
         target.mul_(2)
@@ -343,6 +356,7 @@ CASES: tuple[Case, ...] = (
     the_slot_is_refilled_after_its_use,
     two_streams_do_not_write_the_same,
     the_first_use_waits_for_the_allocating_stream,
+    a_result_is_used_after_it_was_computed,
     the_other_half_of_a_buffer_is_free,
     a_block_in_use_elsewhere_is_recorded_before_it_is_freed,
     a_block_in_use_elsewhere_is_waited_for_before_it_is_freed,
