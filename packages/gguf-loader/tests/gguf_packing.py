@@ -79,3 +79,9 @@ def same_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
     lanes = {2: torch.int16, 4: torch.int32, 8: torch.int64}[found.dtype.itemsize]
     equal = (found.contiguous().view(lanes) == expected.contiguous().view(lanes)) | (found.isnan() & expected.isnan())
     return bool(equal.all())
+
+
+def report_packed(weight: PackedTensor, pipe: Any) -> None:
+    """In another process: send what arrived, and stay until it has been seen."""
+    pipe.send((type(weight).__name__, weight.is_shared(), float(weight.dequantize(torch.float32).sum())))
+    pipe.recv()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,3 +233,23 @@ def test_a_configuration_belongs_to_one_model() -> None:
     assert len({id(layer.config) for _, layer in packed_layers(one)}) == 1
     assert configure(one, other.up.config) == 2
     assert torch.equal(one.up(x), exact)
+
+
+LOAD_AND_RUN = """
+import sys, torch
+from torch import nn
+from gguf_packing import packed
+from gguf_loader import load_packed
+layer = nn.Linear(256, 8, bias=False, device="meta")
+load_packed(layer, {"weight": packed("Q4_K", 8, 256)})
+layer(torch.zeros(1, 256))
+print(sorted(name for name in ("torch.distributed.tensor", "torch._dynamo", "triton", "gguf") if name in sys.modules))
+"""
+
+
+def test_loading_and_running_a_layer_imports_nothing_slow() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_RUN], env=environment, capture_output=True, text=True, timeout=200, check=True
+    )
+    assert result.stdout == "[]\n"

@@ -127,11 +127,11 @@ class TestEmbedding:
             packed_embedding(indices, weight, DequantConfig()), F.embedding(indices, weight.dequantize())
         )
 
-    def test_the_dtype_is_the_weight_s_unless_configured(self) -> None:
+    def test_the_dtype_is_the_weight_s_whatever_products_are_computed_in(self) -> None:
         weight, indices = packed("Q8_0", 5, 64, dtype=torch.float16), torch.tensor(3)
-        assert packed_embedding(indices, weight, DequantConfig()).dtype is torch.float16
-        wide = packed_embedding(indices, weight, DequantConfig(dequant_dtype=torch.float32))
-        assert (wide.dtype, wide.shape) == (torch.float32, (64,))
+        for config in (DequantConfig(), DequantConfig(dequant_dtype=torch.float32)):
+            row = packed_embedding(indices, weight, config)
+            assert (row.dtype, row.shape) == (torch.float16, (64,))
 
     def test_only_the_rows_that_are_looked_up_are_dequantised(self) -> None:
         config = DequantConfig()

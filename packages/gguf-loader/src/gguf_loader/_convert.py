@@ -115,7 +115,7 @@ def load_packed(
         elif all(_holds_packed(slot, value) for slot in tied) and not any(name in dense for name in names):
             packed += names
             declared = tied[0].held.dtype
-            _assign(tied, value.to(declared) if declared in LOGICAL_DTYPES else value)
+            _assign(tied, value.with_blocks(value.packed, dtype=declared if declared in LOGICAL_DTYPES else None))
             for slot in tied:
                 _pack(slot.owner, config)
         else:

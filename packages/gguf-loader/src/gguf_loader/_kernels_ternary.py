@@ -25,16 +25,16 @@ def _digits(lanes: Lanes, x: Tensor) -> list[Tensor]:
     The byte is a fraction of 256: 3 * x / 256, rounded down, is the first digit, and 3 * x mod 256 what is left of it.
     """
     fraction = lanes.take("index", tuple(x.shape), torch.int16).copy_(x)
-    product, digit = (lanes.take(name, tuple(x.shape), torch.int16) for name in ("bit", "extra"))
+    product = lanes.take("bit", tuple(x.shape), torch.int16)
     # Less 256 before the shift is less 1 after it, and is nothing to the eight bits below.
     one_less = torch.full((), -256, dtype=torch.int16, device=lanes.device)
     planes = []
     for place in range(5):
         torch.add(one_less, fraction, alpha=3, out=product)
-        torch.bitwise_right_shift(product, 8, out=digit)
-        plane = lanes.take(f"plane{place}", tuple(x.shape), torch.int8).copy_(digit)
+        if place < 4:
+            torch.bitwise_and(product, 255, out=fraction)
+        plane = lanes.take(f"plane{place}", tuple(x.shape), torch.int8).copy_(product.bitwise_right_shift_(8))
         planes.append(plane.view(torch.int64))
-        torch.bitwise_and(product, 255, out=fraction)
     return planes
 
 

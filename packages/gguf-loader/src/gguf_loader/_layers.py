@@ -53,7 +53,7 @@ class GgufEmbedding(_Packed, nn.Embedding):
     """`torch.nn.Embedding` with a packed weight: only the rows that are looked up are dequantised."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Integers of any shape to (*shape, embedding_dim), in `dequant_dtype` or the weight's dtype."""
+        """Integers of any shape to (*shape, embedding_dim), in the dtype of the weight."""
         return packed_embedding(input, self.packed_weight, self.config)
 
 

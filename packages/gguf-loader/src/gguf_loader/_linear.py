@@ -126,10 +126,10 @@ def packed_embedding(indices: Tensor, weight: PackedTensor, config: DequantConfi
     Args:
         indices: integers of any shape, on the device of the weight.
         weight: (rows, features), rows of whole blocks.
-        config: the model's choices; the result has `dequant_dtype`, or the weight's dtype.
+        config: the model's choices. `dequant_dtype` is none of them here: nothing is multiplied.
 
     Returns:
-        (*indices.shape, features).
+        (*indices.shape, features) in the dtype of the weight.
 
     Raises:
         GgufPackedError: a row of the weight does not hold whole blocks.
@@ -143,5 +143,4 @@ def packed_embedding(indices: Tensor, weight: PackedTensor, config: DequantConfi
         )
     rows = weight.packed.view(weight.shape[0], -1).index_select(0, indices.reshape(-1))
     shape = (*indices.shape, features)
-    dtype = config.dequant_dtype or weight.dtype
-    return dequantize(rows.view(-1), kind, shape, dtype=dtype, scratch=config.scratch, backend=config.backend)
+    return dequantize(rows.view(-1), kind, shape, dtype=weight.dtype, scratch=config.scratch, backend=config.backend)

@@ -82,6 +82,7 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
     Raises:
         GgufLoraError: a name lacks the prefix, half of a pair is missing, or a tensor is of another method than LoRA.
 
+    >>> import torch
     >>> tensors = {"t.proj.lora_A.weight": torch.zeros(4, 64), "t.proj.lora_B.weight": torch.zeros(32, 4)}
     >>> {name: adapter.rank for name, adapter in lora_from_state_dict(tensors, prefix="t.").items()}
     {'proj': 4}

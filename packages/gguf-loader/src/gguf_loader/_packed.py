@@ -127,6 +127,12 @@ class PackedTensor(torch.Tensor):
         """Address of the first packed block, so that tied tensors can be told by it."""
         return self.packed.data_ptr()
 
+    def detach(self) -> PackedTensor:
+        """A tensor of its own over the same blocks."""
+        # The dispatcher would do the same. With torch 2.14 the first dispatch on any subclass imports DTensor, which
+        # takes seconds; making parameters and running packed layers goes without it.
+        return self.with_blocks(self.packed)
+
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Refuse a gradient: there is none of quantised blocks.
 
