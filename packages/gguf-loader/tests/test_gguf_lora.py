@@ -17,7 +17,7 @@ from gguf_loader._convert import load_packed
 from gguf_loader._errors import GgufLoraError
 from gguf_loader._layers import GgufLinear
 from gguf_loader._lora import add_lora, lora_from_state_dict, lora_strengths, remove_lora, set_lora_strength
-from gguf_loader._low_rank import LowRank
+from gguf_loader._low_rank import LowRank, LowRankTerms
 
 
 class Two(nn.Module):
@@ -138,6 +138,14 @@ def test_factors_move_with_the_layer() -> None:
     add_lora(model, "a", for_both())
     model.to("meta")
     assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+
+
+def test_factors_follow_the_activations_where_a_weight_is_streamed() -> None:
+    """What streams weights runs a layer on another device than the one that its weight is kept on."""
+    terms = LowRankTerms(32, 16, dtype=torch.float32, device=torch.device("cpu"))
+    terms.add("style", adapter(32, 16), 1.0)
+    output = terms.added_to(torch.empty(2, 16, device="meta"), torch.empty(2, 32, device="meta"))
+    assert {tensor.device.type for tensor in (output, *terms.buffers())} == {"meta"}
 
 
 def test_the_patch_dtype_is_that_of_the_term_alone() -> None:

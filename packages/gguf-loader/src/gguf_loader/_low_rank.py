@@ -135,6 +135,9 @@ class LowRankTerms(nn.Module):
         """`output` (..., out_features) plus the term of `x` (..., in_features), in the dtype of `output`."""
         if not any(share.strength for share in self._shares.values()):
             return output
+        if self.down.device != x.device:
+            # Where a weight is streamed from, the layer's own device is not the one that it computes on.
+            self.to(x.device)
         inner = nn.functional.linear(x.to(self.down.dtype), self.down)
         # Factors stay in float32: a strength of 0.3 is not one in bfloat16.
         term = nn.functional.linear((inner * self.factors).to(self.up.dtype), self.up)
