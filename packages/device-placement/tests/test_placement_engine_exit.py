@@ -1,4 +1,4 @@
-"""A program that ends with a model still placed ends well."""
+"""A program that ends with models still placed ends well."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ PROGRAM = """
 import torch
 from device_placement import EmulatedBackend, Link, PlacementPlan, TensorHome, UnitPlacement, place
 
-side, count = 4096, 2
-size_bytes = side * side * 4
-model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(count))).requires_grad_(False)
-homes = [TensorHome(name=f"{i}.weight", size_bytes=size_bytes, device="donor:0") for i in range(count)]
-units = tuple(UnitPlacement(path=str(i), class_name="Linear", kind="block", homes=(homes[i],)) for i in range(count))
-plan = PlacementPlan(compute="cpu", donors=("donor:0",), policy="stripe", slots=count, units=units)
-link = Link(source="donor:0", target="cpu", gb_per_second=1000.0, latency_seconds=0.0)
-# The first copies start at once: the program ends in the middle of them.
-handle = place(model, plan, backend=EmulatedBackend([link]))
+torch.set_num_threads(1)
+
+
+def placed(side):
+    model = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(4))).requires_grad_(False)
+    homes = [TensorHome(name=f"{i}.weight", size_bytes=side * side * 4, device="donor:0") for i in range(4)]
+    units = tuple(UnitPlacement(path=str(i), class_name="Linear", kind="block", homes=(homes[i],)) for i in range(4))
+    plan = PlacementPlan(compute="cpu", donors=("donor:0",), policy="stripe", slots=2, units=units)
+    link = Link(source="donor:0", target="cpu", gb_per_second=1000.0, latency_seconds=0.0)
+    return place(model, plan, backend=EmulatedBackend([link]))
+
+
+placed(64)
+handle = placed(2048)
 print("done")
 """
 
