@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -42,6 +44,25 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
+
+
+def write_hollow_gguf(path: Path, shapes: Mapping[str, tuple[int, ...]], type_of: Callable[[str], str]) -> Path:
+    """Write the header of a GGUF file of any size, with a hole where its tensors are: zeros that take no space."""
+    writer = gguf.GGUFWriter(path, "flux")
+    writer.add_name("A model")
+    for name, shape in shapes.items():
+        kind = gguf.GGMLQuantizationType[type_of(name)]
+        block_size, type_size = gguf.GGML_QUANT_SIZES[kind]
+        size_bytes = math.prod(shape) // block_size * type_size
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size_bytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    data_bytes = sum(-(-tensor.nbytes // 32) * 32 for tensor in writer.tensors[0].values())
+    writer.close()
+    with path.open("r+b") as file:
+        file.truncate(-(-path.stat().st_size // 32) * 32 + data_bytes)
     return path
 
 
