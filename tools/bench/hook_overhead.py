@@ -176,10 +176,8 @@ def main() -> None:
     least = least_microseconds(variants(), options.blocks, options.repeats)
     plain = least["plain forward"]
     ours = least["ours, emulated link"] - plain
-    print(
-        f"{options.blocks} blocks of 6 tensors, width {WIDTH}; torch {torch.__version__}, {platform.machine()}, 1 thread"
-    )
-    print(f"{datetime.date.today()}\n")
+    print(f"{options.blocks} blocks of 6 tensors, width {WIDTH}, 1 thread")
+    print(f"torch {torch.__version__}, {platform.machine()}, {datetime.date.today()}\n")
     print("| variant | us a block | of that, added | ratio to plain | added, ratio to ours |")
     print("|---|---|---|---|---|")
     for name, microseconds in least.items():

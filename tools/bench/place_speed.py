@@ -137,9 +137,8 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, model_bytes, options.blocks)))
         return
-    print(
-        f"{options.gib:g} GiB in {options.blocks} blocks of {TENSORS_A_BLOCK} tensors, 1 thread; best of {options.repeats}"
-    )
+    shape = f"{options.gib:g} GiB in {options.blocks} blocks of {TENSORS_A_BLOCK} tensors"
+    print(f"{shape}, 1 thread; best of {options.repeats}")
     print(f"torch {torch.__version__}, {platform.machine()}, {datetime.date.today()}\n")
     results = [{way: in_process(way, options) for way in WAYS} for _ in range(options.repeats)]
     reference = max(turn["clone the model"][0] for turn in results)
