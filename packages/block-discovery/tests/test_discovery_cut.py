@@ -185,3 +185,22 @@ def test_buffers_are_charged_with_their_role() -> None:
 def test_a_single_layer_has_nothing_to_move() -> None:
     tree = discover(nn.Linear(4, 4))
     assert [(unit.kind, unit.size_bytes) for unit in tree.units] == [("rest", 80)]
+
+
+def test_a_short_mixed_list_that_nobody_can_call_is_opened() -> None:
+    middle = nn.ModuleList([Resnet(8, 8), Chain(proj=nn.Linear(8, 8), inner=Block()), Resnet(8, 8)])
+    found = paths(discover(Chain(layers=blocks(20), middle=middle)))
+    assert found[-3:] == ["middle.0", "middle.1", "middle.2"]
+
+
+def test_a_single_numbered_child_is_no_list() -> None:
+    fusion = Chain(attention_1=Block(), out=nn.Linear(8, 8))
+    tree = discover(Chain(layers=blocks(20), fusion=fusion))
+    assert paths(tree, "leaf") == ["fusion"]
+
+
+def test_members_without_bytes_are_no_units() -> None:
+    empty = nn.Sequential(nn.LayerNorm(0, bias=False), nn.LayerNorm(0, bias=False))
+    tree = discover(Chain(layers=nn.ModuleList([Block(), empty, Block()])))
+    assert paths(tree) == ["layers.0", "layers.2"]
+    assert names_in(tree, "") == ["layers.1.0.weight", "layers.1.1.weight"]

@@ -103,6 +103,26 @@ def test_names_alone_charge_every_tensor_of_the_state_dict_once(model: nn.Module
     assert tree.source == "names"
 
 
+@laws
+@given(model=modules_with_tensors, data=st.data())
+def test_sharing_modules_and_parameters_charges_each_of_them_once(model: nn.Module, data: st.DataObject) -> None:
+    outer = Chain(first=model, layers=blocks(3))
+    modules = [module for module in outer.modules() if not isinstance(module, (nn.ParameterList, nn.ModuleList))]
+    any_module = st.sampled_from(modules)
+    for number in range(data.draw(st.integers(1, 3), label="shared modules")):
+        # Nothing forbids a module inside itself, so the laws must hold there too.
+        data.draw(any_module, label="owner").add_module(f"shared_{number}", data.draw(any_module, label="shared"))
+    weighted = [module for module in modules if isinstance(module, nn.Linear)]
+    one, other = data.draw(st.tuples(*[st.sampled_from(weighted)] * 2), label="tied")
+    other.weight = one.weight
+    tree = discover(outer)
+    charged = [tensor.name for unit in tree.units for tensor in unit.tensors]
+    assert sorted(charged) == sorted(all_tensors(outer))
+    assert tree.size_bytes == sum(tensor.nbytes for tensor in all_tensors(outer).values())
+    resident = {tensor.name for unit in tree.units if unit.kind == "rest" for tensor in unit.tensors}
+    assert all(len(resident & set(group)) == 1 for group in tree.tied)
+
+
 @given(count=st.integers(2, 40), width=st.integers(4, 12))
 @settings(max_examples=25, deadline=None)
 def test_a_stack_of_equal_blocks_is_cut_into_its_blocks(count: int, width: int) -> None:

@@ -50,7 +50,7 @@ def test_disjoint_views_of_one_buffer_are_not_tied() -> None:
 def test_overlapping_views_are_tied_and_the_largest_is_charged() -> None:
     model = Chain(layers=blocks(3))
     table = torch.zeros(10, 4)
-    model.register_buffer("head", table[:3])
+    model.register_buffer("head", table[1:3])
     model.register_buffer("whole", table)
     model.register_buffer("tail", table[8:])
     tree = discover(model)
@@ -74,6 +74,21 @@ def test_expanded_and_empty_tensors_are_charged_without_being_tied() -> None:
     tree = discover(model)
     assert tree.tied == ()
     assert names_in(tree, "") == ["ids", "nothing", "nothing_else"]
+
+
+def test_empty_views_of_one_buffer_share_nothing() -> None:
+    model = Chain(layers=blocks(3))
+    table = torch.zeros(3, 4)
+    model.register_buffer("left", table[:, :0])
+    model.register_buffer("right", table[:, :0])
+    assert discover(model).tied == ()
+
+
+def test_the_rest_stands_in_the_order_of_the_model() -> None:
+    head = nn.Linear(64, 20, bias=False)
+    model = Chain(embed=nn.Embedding(20, 64), norm=nn.LayerNorm(2), layers=blocks(3, 64), head=head)
+    model.head.weight = model.embed.weight
+    assert names_in(discover(model), "") == ["embed.weight", "norm.weight", "norm.bias"]
 
 
 def test_a_block_listed_several_times_is_one_unit() -> None:

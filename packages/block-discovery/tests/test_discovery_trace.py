@@ -176,6 +176,18 @@ def test_a_forward_that_fails_leaves_the_trace_and_the_model_usable() -> None:
     assert hook_count(model) == 0
 
 
+def test_a_part_that_failed_once_is_seen_again() -> None:
+    layers = [Chain(first=Failing(), second=nn.Linear(8, 8)) for _ in range(10)]
+    model = Bypassing(input_blocks=nn.ModuleList(nn.Sequential(layer.first, layer.second) for layer in layers))
+    with trace_calls(model, discover(model)) as trace:
+        layers[0].first.broken = True
+        with pytest.raises(ArithmeticError):
+            model(X)
+        layers[0].first.broken = False
+        model(X)
+    assert trace.calls[:3] == ("input_blocks.0.0", "input_blocks.0.0", "input_blocks.0.1")
+
+
 def test_no_hook_is_left_when_the_block_is_left_by_an_exception() -> None:
     model = Chain(layers=blocks(3))
     with pytest.raises(ZeroDivisionError), trace_calls(model, discover(model)):

@@ -20,6 +20,7 @@ A part without a forward of its own (nn.ModuleList, a bare nn.Module) is never a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -198,25 +199,30 @@ def _is_stage(part: Part) -> bool:
     """Whether the part mostly consists of a directly contained block list of alike parts, or is one."""
     if _is_numbered_list(part):
         composites = _composites(part.children)
-        repeated = [part for part in composites if sum(_are_alike(part, other) for other in composites) > 1]
-        return sum(child.size_bytes for child in repeated) >= COVER * part.size_bytes
-    lists = [child for child in part.children if _is_block_list(child) and _all_alike(_composites(child.children))]
-    return sum(child.size_bytes for child in lists) >= COVER * part.size_bytes
+        counts = _alike_counts(composites)
+        repeated = [child for child, count in zip(composites, counts, strict=True) if count > 1]
+    else:
+        repeated = [
+            child for child in part.children if _is_block_list(child) and _all_alike(_composites(child.children))
+        ]
+    return sum(child.size_bytes for child in repeated) >= COVER * part.size_bytes
 
 
 def _is_repetition(parts: list[Part]) -> bool:
     """Whether parts are of one kind, or one kind among them recurs."""
-    if _all_alike(parts):
-        return True
-    return any(sum(_are_alike(part, other) for other in parts) >= RECURRENCES for part in parts)
+    return _all_alike(parts) or max(_alike_counts(parts)) >= RECURRENCES
 
 
 def _repeats_a_layer(part: Part) -> bool:
     """Whether the part is a numbered list that mostly consists of one layer, again and again."""
-    if not _is_numbered_list(part) or len(part.children) < RECURRENCES:
+    if not _is_numbered_list(part):
         return False
-    recurring = [child for child in part.children if _recurs(child, part.children)]
-    return sum(child.size_bytes for child in recurring) >= COVER * part.size_bytes
+    layers = [_tensor_shapes(child) for child in part.children]
+    counts = Counter(layers)
+    recurring = zip(part.children, layers, strict=True)
+    return (
+        sum(child.size_bytes for child, layer in recurring if counts[layer] >= RECURRENCES) >= COVER * part.size_bytes
+    )
 
 
 def _recurs(part: Part, members: list[Part]) -> bool:
@@ -225,16 +231,30 @@ def _recurs(part: Part, members: list[Part]) -> bool:
     return sum(_tensor_shapes(member) == wanted for member in same_size) >= RECURRENCES
 
 
-def _tensor_shapes(part: Part) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors, by name within the part."""
-    return {tensor.name[len(part.path) :]: tensor.shape for tensor in part.all_tensors()}
+def _tensor_shapes(part: Part) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """All tensors by name within the part, with their shapes: parts for which it is equal are built alike."""
+    return frozenset((tensor.name[len(part.path) :], tensor.shape) for tensor in part.all_tensors())
+
+
+def _tensor_names(part: Part) -> frozenset[str]:
+    """All tensors by name within the part."""
+    return frozenset(tensor.name[len(part.path) :] for tensor in part.all_tensors())
 
 
 def _all_alike(parts: list[Part]) -> bool:
-    return all(_are_alike(parts[0], part) for part in parts[1:])
+    names = {_tensor_names(part) for part in parts}
+    first = _tensor_names(parts[0])
+    return all(_are_alike(first, others) for others in names)
 
 
-def _are_alike(one: Part, other: Part) -> bool:
-    """Whether two parts are of one kind: most tensor names inside are the same; shapes may differ."""
-    names, others = _tensor_shapes(one).keys(), _tensor_shapes(other).keys()
+def _alike_counts(parts: list[Part]) -> list[int]:
+    """For each part the number of parts, itself included, that are of its kind."""
+    names = [_tensor_names(part) for part in parts]
+    counts = Counter(names)
+    alike = {one: sum(counts[other] for other in counts if _are_alike(one, other)) for one in counts}
+    return [alike[one] for one in names]
+
+
+def _are_alike(names: frozenset[str], others: frozenset[str]) -> bool:
+    """Whether parts with these tensors are of one kind: most names inside are the same; shapes may differ."""
     return len(names & others) >= LIKENESS * len(names | others)
