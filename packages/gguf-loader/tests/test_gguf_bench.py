@@ -1,0 +1,98 @@
+"""The benchmark scripts run, and judge their numbers by the goals that they print."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[3] / "tools" / "bench"
+TESTS = Path(__file__).parent
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not BENCH.is_dir(), reason="the scripts are in the repository, not in the package"),
+]
+
+
+def run(script: str, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, str(BENCH / script), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def row(table: str, head: str) -> list[str]:
+    return next(line.split() for line in table.splitlines() if line.split()[:1] == [head])
+
+
+def test_dequantisation_is_measured_against_peers_and_copy(tmp_path: Path) -> None:
+    # A stand-in for the other project's file: what is tested here is that its function is found, called and timed.
+    (tmp_path / "dequant.py").write_text(
+        "import torch\ndef dequantize(data, qtype, oshape, dtype=None):\n    return torch.zeros(oshape)\n"
+    )
+    rates_path = tmp_path / "rates.json"
+    table = run(
+        "gguf_dequant.py",
+        *("--size", "256", "--repeats", "2", "--types", "Q4_K,Q1_0", "--clock", "cpu", "--no-memory"),
+        *("--comfyui-gguf", str(tmp_path), "--json", str(rates_path)),
+    )
+    rates = json.loads(rates_path.read_text())["rates"]
+    assert set(rates["Q4_K"]) - set(rates["Q1_0"]) == {"gguf.quants f32", "ComfyUI-GGUF bf16"}
+    assert all(rate > 0 for type_rates in rates.values() for rate in type_rates.values())
+    assert row(table, "Q4_K")[1] == f"{rates['Q4_K']['f32 out=']:.2f}"
+    assert "of 3 goals met" in table
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_temporary_memory_is_measured_in_a_process_of_its_own() -> None:
+    table = run("gguf_dequant.py", "--size", "2048", "--repeats", "1", "--types", "Q4_K")
+    mebibytes = float(row(table, "Q4_K")[-1])
+    assert 0.5 < mebibytes < 8
+
+
+def test_a_missed_goal_is_named() -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(BENCH)!r})
+from gguf_dequant import goals
+rates = {{"Q8_0": {{"f32 out=": 5.0, "copy": 10.0, "bf16 out=": 3.0, "bf16 fresh": 3.0, "gguf.quants f32": 1.0,
+                   "ComfyUI-GGUF bf16": 1.0}},
+         "TQ1_0": {{"f32 out=": 5.0, "copy": 10.0, "bf16 out=": 3.0, "bf16 fresh": 3.0, "gguf.quants f32": 1.0}}}}
+for text, met in goals(rates, {{"Q8_0": 9.0, "TQ1_0": 2.0}}):
+    print(met, text)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.splitlines() == [
+        "False Q8_0: 3.0x ComfyUI-GGUF with out= (>= 4)",
+        "True Q8_0: 3.0x ComfyUI-GGUF fresh (>= 2)",
+        "False Q8_0: 0.50 of the copy ceiling (>= 0.6)",
+        "False Q8_0: 9.0 MiB temporary (<= 8)",
+        "True TQ1_0: 5.0x gguf.quants (>= 2)",
+        "True TQ1_0: 2.0 MiB temporary (<= 8)",
+    ]
+
+
+def test_lora_is_measured_beside_and_in_the_weight() -> None:
+    table = run("gguf_lora.py", "--size", "256", "--tokens", "4", "--rank", "4", "--repeats", "2")
+    assert [line.split()[0] for line in table.splitlines()[2:7]] == ["0", "1", "2", "4", "8"]
+    assert row(table, "0")[2] == "0.0%"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_two_processes_share_the_pages_of_a_model() -> None:
+    table = run("gguf_sharing.py", "--layers", "2", "--size", "1024")
+    assert float(row(table, "1")[2]) == pytest.approx(1.0, abs=0.05)
+    assert float(row(table, "2")[2]) <= 1.05
+
+
+def test_the_script_for_a_gpu_runs_without_one() -> None:
+    table = run("gguf_cuda.py", "--device", "cpu", "--size", "256", "--repeats", "1", "--types", "Q4_K,IQ2_XS")
+    assert [row(table, name)[1] for name in ("Q4_K", "IQ2_XS")] == ["yes", "yes"]
+    assert "LoRA of rank 32" in table
+    assert "from the host's memory" in table
