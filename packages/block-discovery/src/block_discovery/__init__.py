@@ -1,6 +1,8 @@
 """Find a model's repeated blocks, from a module or from a file header alone."""
 
-from block_discovery._discover import discover
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from block_discovery._errors import (
     BlockDiscoveryError,
     HeaderError,
@@ -16,8 +18,21 @@ from block_discovery._files import discover_file
 from block_discovery._names import discover_names
 from block_discovery._safetensors import SafetensorsHeader, read_safetensors_header
 from block_discovery._shards import read_safetensors_index
-from block_discovery._trace import CallTrace, trace_calls
 from block_discovery._tree import BlockTree, TensorInfo, Unit, UnitKind
+
+if TYPE_CHECKING:
+    from block_discovery._discover import discover
+    from block_discovery._trace import CallTrace, trace_calls
+else:
+    _NEED_TORCH = {"CallTrace": "_trace", "discover": "_discover", "trace_calls": "_trace"}
+
+    def __getattr__(name: str) -> object:
+        """Import what works on modules, and with it torch, when it is first asked for; headers do without."""
+        if name not in _NEED_TORCH:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value = getattr(import_module(f"{__name__}.{_NEED_TORCH[name]}"), name)
+        return value
+
 
 __all__ = [
     "BlockDiscoveryError",

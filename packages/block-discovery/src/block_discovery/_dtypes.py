@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SAFETENSORS_BITS = {
     "BOOL": 8,
@@ -57,15 +60,19 @@ TORCH_NAMES = {
 
 def torch_name(dtype: torch.dtype | str) -> str | None:
     """The name that torch gives an element type, given by torch's name, safetensors' name or itself."""
-    if isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, str):
         return str(dtype).removeprefix("torch.")
     return TORCH_NAMES.get(dtype) if dtype in SAFETENSORS_BITS else dtype.removeprefix("torch.")
 
 
 def element_bits(dtype: torch.dtype | str) -> int | None:
     """Bits of one element, or None for an unknown type."""
-    if isinstance(dtype, str):
-        if dtype in SAFETENSORS_BITS:
-            return SAFETENSORS_BITS[dtype]
-        dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
-    return 8 * dtype.itemsize if isinstance(dtype, torch.dtype) else None
+    if not isinstance(dtype, str):
+        return 8 * dtype.itemsize
+    if dtype in SAFETENSORS_BITS:
+        return SAFETENSORS_BITS[dtype]
+    # Only for torch's own names: a header has those of safetensors, and reading it must not take the seconds of this.
+    import torch
+
+    named = getattr(torch, dtype.removeprefix("torch."), None)
+    return 8 * named.itemsize if isinstance(named, torch.dtype) else None

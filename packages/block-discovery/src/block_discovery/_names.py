@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import takewhile
-
-import torch
+from typing import TYPE_CHECKING
 
 from block_discovery._cut import cut
 from block_discovery._dtypes import element_bits, torch_name
@@ -14,6 +13,9 @@ from block_discovery._errors import InvalidTensorError, ModelWithoutParametersEr
 from block_discovery._parts import Part, finish
 from block_discovery._tree import BlockTree, TensorInfo
 from block_discovery._units import tree_of
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_DEPTH = 100
 """Components of a name; a module path of a real model has about ten, and the walk over the parts recurses."""
