@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from comfy_nodes.cli._parser import build_parser
 
 ROOT = Path(__file__).parents[1]
