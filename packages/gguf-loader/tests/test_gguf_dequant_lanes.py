@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -143,3 +145,16 @@ def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
         buffer = scratch.take("a", (4,), torch.float32, CPU)
     assert not buffer.is_inference()
     buffer.fill_(1)
+
+
+def test_views_of_many_shapes_do_not_pile_up() -> None:
+    scratch = Scratch()
+    whole = scratch.take("a", (4000,), torch.uint8, CPU)
+    seen = []
+    for size in range(1, 2000):
+        view = scratch.take("a", (size,), torch.uint8, CPU)
+        assert view.data_ptr() == whole.data_ptr()
+        seen.append(weakref.ref(view))
+    del view
+    assert sum(one() is not None for one in seen) < 600
+    assert scratch.size_bytes == 4000

@@ -193,6 +193,15 @@ class TestLayers:
         assert twin.weight.data_ptr() != layer.weight.data_ptr()
         assert torch.equal(twin.bias, torch.ones(8))
 
+    def test_a_state_dict_can_be_taken_over_without_a_copy(self) -> None:
+        layer = linear_of(packed("Q4_K", 8, 256), bias=torch.ones(8))
+        twin = linear_of(packed("Q5_K", 8, 256), bias=torch.zeros(8))
+        twin.load_state_dict(layer.state_dict(), assign=True)
+        assert twin.packed_weight.data_ptr() == layer.packed_weight.data_ptr()
+        assert not twin.weight.requires_grad
+        x = activations(2, 256)
+        assert torch.equal(twin(x), layer(x))
+
     def test_a_dense_weight_put_in_its_place_is_named(self) -> None:
         layer = linear_of(packed("Q4_K", 8, 256))
         layer.weight = nn.Parameter(torch.zeros(8, 256))

@@ -13,6 +13,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from gguf_loader._convert import load_packed
+from gguf_loader._lora import add_lora, set_lora_strength
+from gguf_loader._low_rank import LowRank
 from gguf_loader._op import dequantize_op, linear_op
 from gguf_loader._packed import PackedTensor
 
@@ -85,6 +87,19 @@ def test_the_same_graph_serves_other_weights_of_the_type() -> None:
         for one in (model, other, model):
             assert torch.equal(compiled(one, TOKENS), one(TOKENS))
     assert counter.frame_count <= 2
+
+
+def test_a_compiled_model_takes_new_strengths_without_compiling_again() -> None:
+    model = net()
+    add_lora(model, "style", {"linear": LowRank(down=torch.ones(2, 256) / 256, up=torch.ones(32, 2))})
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend=counter, fullgraph=True)
+        for step in range(1, 12):
+            set_lora_strength(model, "style", step / 10)
+            assert torch.equal(compiled(TOKENS), model(TOKENS))
+    assert counter.frame_count == 1
 
 
 def test_aot_autograd_gives_the_same_gradients() -> None:

@@ -202,9 +202,20 @@ class TestShapes:
             folded[:1]
         assert consistent(folded[8:16]).shape == (8, 2, 16)
 
-    def test_an_index_out_of_range_is_an_index_error(self) -> None:
+    @pytest.mark.parametrize("index", [4, -5])
+    def test_an_index_out_of_range_is_an_index_error(self, index: int) -> None:
         with pytest.raises(IndexError):
-            packed("Q4_K", 4, 256)[4]
+            packed("Q4_K", 4, 256)[index]
+        with pytest.raises(IndexError, match="out of range for dimension 0 of size 4"):
+            torch.select(packed("Q4_K", 4, 256), 0, index)
+
+    def test_pieces_that_do_not_fill_the_tensor_are_refused(self) -> None:
+        with pytest.raises(GgufPackedError, match=r"sizes \[1, 2\] do not sum to the 4 rows"):
+            torch.split(packed("Q4_K", 4, 256), [1, 2])
+
+    def test_a_scalar_has_no_rows(self) -> None:
+        with pytest.raises((GgufPackedError, IndexError)):
+            packed("F32")[0]
 
 
 class TestCopies:
@@ -266,6 +277,9 @@ class TestCopies:
         assert not tensor.is_shared()
         assert tensor.share_memory_().is_shared()
         assert torch.equal(tensor.dequantize(), before)
+
+    def test_whether_blocks_are_pinned_is_that_of_their_memory(self) -> None:
+        assert not packed("Q4_K", 256).is_pinned()
 
 
 class TestWriting:

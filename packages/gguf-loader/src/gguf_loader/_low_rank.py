@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,8 @@ class LowRankTerms(nn.Module):
     def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self._shares: dict[str, _Share] = {}
+        # A compiled forward looks at this one flag, so that a change of strength does not compile it again.
+        self._is_active = False
         self.register_buffer("down", torch.empty(0, in_features, dtype=dtype, device=device), persistent=False)
         self.register_buffer("up", torch.empty(out_features, 0, dtype=dtype, device=device), persistent=False)
         self.register_buffer("factors", torch.empty(0, device=device), persistent=False)
@@ -116,11 +119,7 @@ class LowRankTerms(nn.Module):
 
     def remove(self, name: str) -> None:
         """Take an adapter out."""
-        start = 0
-        for other, share in self._shares.items():
-            if other == name:
-                break
-            start += share.rank
+        start = sum(self._shares[other].rank for other in takewhile(lambda other: other != name, self._shares))
         end = start + self._shares.pop(name).rank
         self.down = torch.cat([self.down[:start], self.down[end:]])
         self.up = torch.cat([self.up[:, :start], self.up[:, end:]], 1)
@@ -133,7 +132,7 @@ class LowRankTerms(nn.Module):
 
     def added_to(self, output: Tensor, x: Tensor) -> Tensor:
         """`output` (..., out_features) plus the term of `x` (..., in_features), in the dtype of `output`."""
-        if not any(share.strength for share in self._shares.values()):
+        if not self._is_active:
             return output
         if self.down.device != x.device:
             # Where a weight is streamed from, the layer's own device is not the one that it computes on.
@@ -145,6 +144,7 @@ class LowRankTerms(nn.Module):
 
     def _write_factors(self) -> None:
         shares = self._shares.values()
+        self._is_active = any(share.strength for share in shares)
         factors = torch.tensor([share.scale * share.strength for share in shares], dtype=torch.float32)
         ranks = torch.tensor([share.rank for share in shares], dtype=torch.int64)
         self.factors = factors.repeat_interleave(ranks).to(self.down.device)

@@ -191,10 +191,7 @@ class PackedTensor(torch.Tensor):
         return handler(*args, **(kwargs or {}))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedTensor:
-        found: PackedTensor | None = memo.get(id(self))
-        if found is None:
-            found = memo[id(self)] = _as(self.with_blocks(self.packed.clone()), isinstance(self, torch.nn.Parameter))
-        return found
+        return _as(self.with_blocks(self.packed.clone()), isinstance(self, torch.nn.Parameter))
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., PackedTensor], tuple[Any, ...]]:
         # A pickled view takes its whole storage along, which here may be the whole file.
