@@ -79,6 +79,7 @@ def test_packed_sizes_decide_the_cut() -> None:
         ("text.word_embeddings.weight", (30522, 768), True),
         ("x_embedder.weight", (3072, 64), True),
         ("context_embedder.weight", (3072, 4096), False),
+        ("clip_embedder.weight", (6144, 4096), False),
         ("head.weight", (32000, 4096), False),
         ("embed.weight", (8, 3, 2, 2), False),
         ("embed.table", (32000, 4096), False),

@@ -145,7 +145,7 @@ HEADER_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a shape that is no list": ({"a": entry("U8", 4, [0, 4])}, r"the shape 4 is not a list"),
     "an overflowing shape": (
         {"a": entry("F32", [2**40, 2**40], [0, 4])},
-        r"tensor 'a': a shape of .* overflows 64 bits",
+        r"tensor 'a': the size of shape .* overflows 64 bits",
     ),
     "an overflowing offset": ({"a": entry("U8", [2**63], [0, 2**63])}, r"overflows 64 bits"),
     "a negative offset": ({"a": entry("U8", [4], [-4, 0])}, r"the data_offsets \[-4, 0\] are not two positions"),

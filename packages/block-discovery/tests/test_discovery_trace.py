@@ -188,6 +188,21 @@ def test_a_part_that_failed_once_is_seen_again() -> None:
     assert trace.calls[:3] == ("input_blocks.0.0", "input_blocks.0.0", "input_blocks.0.1")
 
 
+def test_a_hook_of_somebody_else_that_fails_does_not_upset_the_trace() -> None:
+    model = Bypassing(input_blocks=nn.ModuleList(nn.Sequential(Block(), nn.Linear(8, 8)) for _ in range(10)))
+
+    def refuse(*_: object) -> None:
+        raise ArithmeticError("refused")
+
+    handle = model.input_blocks[0][0].register_forward_pre_hook(refuse)
+    with trace_calls(model, discover(model)) as trace:
+        with pytest.raises(ArithmeticError):
+            model(X)
+        handle.remove()
+        model(X)
+    assert trace.counts["input_blocks.0.0"] == 2
+
+
 def test_no_hook_is_left_when_the_block_is_left_by_an_exception() -> None:
     model = Chain(layers=blocks(3))
     with pytest.raises(ZeroDivisionError), trace_calls(model, discover(model)):
