@@ -163,9 +163,7 @@ def test_links_that_share_an_ingress_take_turns() -> None:
 
 def test_two_models_on_one_backend_share_its_links() -> None:
     clock = VirtualClock()
-    machine, _ = machine_of(
-        [Link(source="emulated:1", target=COMPUTE, gb_per_second=0.001, latency_seconds=0)], clock
-    )
+    machine, _ = machine_of([Link(source="emulated:1", target=COMPUTE, gb_per_second=0.001, latency_seconds=0)], clock)
     backend = machine.make_backend()
     for expected in (0.001, 0.002):
         streamer = backend.open(COMPUTE, {"emulated:1": 1000})
@@ -180,9 +178,7 @@ def test_two_models_on_one_backend_share_its_links() -> None:
 
 def test_a_copy_that_arrived_early_costs_no_wait() -> None:
     clock = VirtualClock()
-    machine, _ = machine_of(
-        [Link(source="emulated:1", target=COMPUTE, gb_per_second=0.001, latency_seconds=0)], clock
-    )
+    machine, _ = machine_of([Link(source="emulated:1", target=COMPUTE, gb_per_second=0.001, latency_seconds=0)], clock)
     backend = machine.make_backend()
     streamer = backend.open(COMPUTE, {"emulated:1": 1000})
     slot = backend.allocate(COMPUTE, 1000)

@@ -213,9 +213,7 @@ class Engine:
 
     def _running_ring(self) -> Ring:
         if self._ring is None:
-            raise HandleStateError(
-                "the placed model is paused and has no slots; call resume() on its handle"
-            )
+            raise HandleStateError("the placed model is paused and has no slots; call resume() on its handle")
         return self._ring
 
     def _catch_up(self, unit: StreamedUnit, expected: bool) -> Slot:
