@@ -107,6 +107,15 @@ def test_the_dequant_dtype_is_that_of_the_product_alone() -> None:
     assert not torch.equal(found, rounded)
 
 
+def test_autocast_rules_a_packed_product_as_it_rules_a_dense_one() -> None:
+    weight, x, bias = packed("Q4_K", 64, 256), activations(4, 256), activations(64, seed=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = packed_linear(x, weight, bias, DequantConfig())
+        expected = F.linear(x, weight.dequantize(), bias)
+    assert found.dtype is torch.bfloat16
+    assert close(found, expected)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_flow_to_activations_and_bias(bias: bool) -> None:
     weight = packed("Q5_K", 24, 256)

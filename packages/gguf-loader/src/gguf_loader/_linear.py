@@ -28,7 +28,8 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
         config: the model's choices.
 
     Returns:
-        (..., out_features) in the dtype of `x`. Gradients flow to `x` and `bias`; the weight has none.
+        (..., out_features) in the dtype of `x`, or that of autocast. Gradients flow to `x` and `bias`; the weight has
+        none.
 
     Raises:
         GgufPackedError: the weight is not a matrix with as many columns as `x` has features.
@@ -38,6 +39,9 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
             f"activations of shape {tuple(x.shape)} do not fit a weight of shape {tuple(weight.shape)}",
             remedy="the last dimension of the activations must be the number of columns of the weight",
         )
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        x = x.to(torch.get_autocast_dtype(device_type))
     tiling = Tiling(
         kind=weight.ggml_type,
         rows=weight.shape[0],
