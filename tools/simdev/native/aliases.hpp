@@ -16,16 +16,29 @@ class Aliases {
     if (!t.defined()) return t;
     // A CPU tensor stays what it is; beside a meta tensor only one that is read as a number may.
     if (!t.is_privateuseone() && (!dry_ || t.dim() == 0)) return t;
-    Tensor alias = over(host_storage(t), dry_ ? c10::DispatchKey::Meta : c10::DispatchKey::CPU, t);
+    const auto key = dry_ ? c10::DispatchKey::Meta : c10::DispatchKey::CPU;
+    Tensor alias = at::detail::make_tensor<c10::TensorImpl>(host_storage(t), c10::DispatchKeySet(key), t.dtype());
+    copy_layout(t, alias);
     if (t.is_privateuseone()) originals_.emplace_back(alias, t);
     return alias;
   }
 
   Tensor to_device(const Tensor& result, int device, const Operation& op) {
     if (!result.defined()) return result;
-    for (const auto& [alias, original] : originals_)
+    for (const auto& [alias, original] : originals_) {
       if (alias.is_same(result)) return original;
-    return over(device_storage(result.storage(), device, op), c10::DispatchKey::PrivateUse1, result);
+      if (!alias.storage().is_alias_of(result.storage())) continue;
+      // With the keys of what it is a view of, or it would be no view to autograd and to inference mode.
+      Tensor view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(original.storage()),
+                                                             original.key_set(), result.dtype());
+      copy_layout(result, view);
+      return view;
+    }
+    Tensor t =
+        at::detail::make_tensor<c10::TensorImpl>(device_storage(result.storage(), device, op),
+                                                 c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), result.dtype());
+    copy_layout(result, t);
+    return t;
   }
 
   // An operator may have resized an argument that it writes (out=): then the device tensor follows.
@@ -42,10 +55,10 @@ class Aliases {
   }
 
  private:
-  static Tensor over(const c10::Storage& storage, c10::DispatchKey key, const Tensor& like) {
-    Tensor t = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key), like.dtype());
-    t.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
-    return t;
+  static void copy_layout(const Tensor& from, const Tensor& to) {
+    to.unsafeGetTensorImpl()->set_sizes_and_strides(from.sizes(), from.strides(), from.storage_offset());
+    to._set_conj(from.is_conj());
+    to._set_neg(from.is_neg());
   }
 
   c10::Storage host_storage(const Tensor& t) {
@@ -60,9 +73,10 @@ class Aliases {
     return host;
   }
 
+  // Results may share a storage that is new, too.
   c10::Storage device_storage(const c10::Storage& result, int device, const Operation& op) {
     for (const auto& [host, known] : storages_)
-      if (host.unsafeGetStorageImpl() == result.unsafeGetStorageImpl()) return known;
+      if (host.is_alias_of(result)) return known;
     c10::DataPtr data = dry_ ? allocate(device, result.nbytes()) : adopt(device, result, op);
     if (Block* b = block_of(data)) touch(*b, {0, int64_t(result.nbytes())}, op, true);
     c10::Storage taken(c10::Storage::use_byte_size_t{}, result.nbytes(), std::move(data), &immortal<DeviceAllocator>(),

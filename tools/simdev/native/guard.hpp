@@ -5,11 +5,12 @@
 
 namespace simdev {
 
+// Made when it is first recorded: before that torch hands over no event, and whoever waits for none goes on.
 struct Event {
-  Stream* stream = nullptr;  // none: never recorded, and everything that waits for it goes on
-  uint64_t position = 0;
+  Stream* stream;
+  uint64_t position;
   VectorClock clock;
-  uint64_t number = 0;
+  uint64_t number;
 };
 
 struct EventCount {
@@ -49,14 +50,14 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
   void record(void** handle, const c10::Stream& s, DeviceIndex, c10::EventFlag) const override {
     Lock lock;
-    if (!*handle) *handle = new Event;
     Stream& on = stream(s);
+    if (!*handle) *handle = new Event;
     *static_cast<Event*>(*handle) = {&on, on.issued, on.clock, ++immortal<EventCount>().recorded};
   }
   void block(void* handle, const c10::Stream& s) const override {
     Lock lock;
     const auto* event = static_cast<Event*>(handle);
-    if (event && event->stream) wait_for(stream(s), *event->stream, event->position, event->clock);
+    if (event) wait_for(stream(s), *event->stream, event->position, event->clock);
   }
   void destroyEvent(void* handle, DeviceIndex) const noexcept override { delete static_cast<Event*>(handle); }
 
@@ -64,7 +65,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   bool queryEvent(void* handle) const override {
     Lock lock;
     const auto* event = static_cast<Event*>(handle);
-    return !event || !event->stream || query(*event->stream, event->position, event->clock);
+    return !event || query(*event->stream, event->position, event->clock);
   }
   bool queryStream(const c10::Stream& s) const override {
     Lock lock;
@@ -75,7 +76,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeEvent(void* handle) const override {
     Lock lock;
     const auto* event = static_cast<Event*>(handle);
-    if (!event || !event->stream) return;
+    if (!event) return;
     table().host_syncs++;
     synchronize(*event->stream, event->position, event->clock);
   }

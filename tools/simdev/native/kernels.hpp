@@ -94,6 +94,14 @@ inline bool returns_tensors(const c10::FunctionSchema& schema) {
   return true;
 }
 
+// A view is made by the host from shapes alone; nothing reads the bytes, which may just be on their way.
+inline bool returns_views(const c10::FunctionSchema& schema) {
+  if (schema.returns().empty()) return false;
+  for (const auto& r : schema.returns())
+    if (!r.alias_info() || r.alias_info()->isWrite()) return false;
+  return true;
+}
+
 // The boxed kernel of every operator that has none of its own.
 inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Lock lock;
@@ -103,11 +111,12 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   const int device = check_devices(schema, arguments);
   const bool wait = needs_values(op, arguments);
   const bool dry = settings().dry && !wait && returns_tensors(schema);
+  const bool view = returns_views(schema);
 
   Stream& on = current_stream(device);
-  const Operation operation{on, issue(on), intern(schema.name())};
-  operator_counts().kernels++;
-  if (operator_counts().on) operator_counts().by_name[schema.name()]++;
+  const Operation operation{on, view ? 0 : issue(on), intern(schema.name())};
+  operator_counts().kernels += !view;
+  if (operator_counts().on && !view) operator_counts().by_name[schema.name()]++;
 
   Aliases aliases(dry);
   std::vector<std::pair<Tensor, Tensor>> written;
@@ -117,7 +126,7 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
     change_tensors(v, [&](const Tensor& t) {
       Tensor alias = aliases.to_host(t);
       if (!t.defined() || !t.is_privateuseone()) return alias;
-      touch(t, operation, is_written(argument));
+      if (!view) touch(t, operation, is_written(argument));
       if (is_written(argument)) written.emplace_back(alias, t);
       return alias;
     });
@@ -131,7 +140,7 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
     }
   }
 
-  drain(on);
+  if (!view) drain(on);
   op.callBoxed(stack);
 
   for (auto& [alias, original] : written) Aliases::follow(alias, original);

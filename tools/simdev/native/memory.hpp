@@ -66,8 +66,7 @@ inline void refuse_if_full(int device, size_t size) {
 // What is never ordered after another stream's use of a block may still be running when the block is handed out again.
 inline void check_release(const Block& b) {
   if (settings().races == Races::kIgnore || b.device == kHost) return;
-  const Access* a = b.history.unfinished(
-      b.home->clock, [&](const Access& x) { return x.stream == b.home->number || b.recorded.count(x.stream); });
+  const Access* a = b.history.unfinished(b.home->clock, b.recorded);
   // Only written down, also in the mode that raises: an exception in a destructor would end the process.
   if (a)
     violations().push_back(c10::str(b.describe(), ", allocated on ", b.home->name(), ", is freed while ", a->describe(),

@@ -16,7 +16,7 @@
 #include "aliases.hpp"      // device tensors seen as CPU tensors, and CPU results taken over
 #include "kernels.hpp"      // operators: checked, then run by the CPU
 #include "copies.hpp"       // copies between host and devices
-#include "tensors.hpp"      // factories and views, which run no kernel
+#include "tensors.hpp"      // what makes or changes a tensor without running a kernel
 #include "c_interface.hpp"  // what Python calls
 
 namespace simdev {
@@ -28,10 +28,6 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::m
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", empty);
   m.impl("empty_strided", empty_strided);
-  m.impl("as_strided", as_strided);
-  m.impl("view", view);
-  m.impl("_reshape_alias", reshape_alias);
-  m.impl("unfold", unfold);
   m.impl("resize_", resize_);
   m.impl("set_.source_Tensor", set_tensor);
   m.impl("set_.source_Storage", set_storage);

@@ -1,4 +1,4 @@
-// Factories and views: what makes a device tensor without running a kernel. torch's own code does the work.
+// What makes a device tensor, or changes what it stands for, without running a kernel.
 #pragma once
 
 #include "copies.hpp"
@@ -26,24 +26,6 @@ inline Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std:
   const c10::DeviceGuard guard(checked_device(device, pin_memory));
   return at::detail::empty_strided_generic(size, stride, &immortal<DeviceAllocator>(), kKeys,
                                            c10::dtype_or_default(type));
-}
-
-inline Tensor as_strided(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride,
-                         std::optional<c10::SymInt> offset) {
-  const auto at = offset ? std::optional<int64_t>(offset->guard_int(__FILE__, __LINE__)) : std::nullopt;
-  return at::native::as_strided_tensorimpl(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), at);
-}
-
-inline Tensor view(const Tensor& self, c10::SymIntArrayRef size) {
-  return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size));
-}
-
-inline Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
-  return at::native::_reshape_alias(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
-}
-
-inline Tensor unfold(const Tensor& self, int64_t dimension, int64_t size, int64_t step) {
-  return at::native::unfold(self, dimension, size, step);
 }
 
 // torch's resize_ writes into the storage at once, as if it were the CPU's; the hook keeps to the order of streams.

@@ -111,6 +111,13 @@ def test_a_device_that_is_not_there_is_refused(on: Place) -> None:
         torch.empty(1, device=on(torch.accelerator.device_count()))
 
 
+def test_a_device_that_is_not_there_cannot_be_current(on: Place) -> None:
+    before = torch.accelerator.current_device_index()
+    with pytest.raises(RuntimeError, match=r"ordinal|device"):
+        torch.accelerator.set_device_index(torch.accelerator.device_count())
+    assert torch.accelerator.current_device_index() == before
+
+
 def test_too_much_memory_raises_the_class_that_callers_catch(on: Place) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         torch.empty(1 << 50, dtype=torch.uint8, device=on(0))

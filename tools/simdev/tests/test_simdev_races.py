@@ -186,7 +186,7 @@ def a_result_is_used_after_it_was_computed(right: bool) -> None:
     side = torch.Stream(device=device())
     a = torch.ones(SIZE, device=device())
     side.wait_stream(main())
-    result = a.sin()
+    result = a.roll(1)
     if right:
         side.wait_stream(main())
     with side:
@@ -340,6 +340,17 @@ def a_resize_moves_bytes_that_are_there(right: bool) -> None:
     main().wait_stream(side)
 
 
+def a_resized_tensor_is_used_after_the_resize(right: bool) -> None:
+    target, side = torch.ones(SIZE, device=device()), torch.Stream(device=device())
+    target.resize_(4 * SIZE)
+    if right:
+        side.wait_stream(main())
+    with side:
+        target[:SIZE] + 1
+    target.record_stream(side)
+    main().wait_stream(side)
+
+
 CASES: tuple[Case, ...] = (
     compute_waits_for_the_prefetch,
     compute_waits_for_a_pageable_prefetch,
@@ -371,6 +382,7 @@ CASES: tuple[Case, ...] = (
     an_out_argument_is_a_write,
     a_list_of_weights_is_read_one_by_one,
     a_resize_moves_bytes_that_are_there,
+    a_resized_tensor_is_used_after_the_resize,
 )
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

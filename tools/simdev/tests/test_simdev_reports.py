@@ -130,6 +130,22 @@ def test_a_forgotten_wait_on_a_used_slot_reads_the_old_weight_and_only_the_clock
     assert len(sim.take_violations()) == 1
 
 
+def test_making_a_view_is_no_access(sim: types.ModuleType) -> None:
+    slot, side = torch.zeros(SIZE, SIZE, device="sim:0"), torch.Stream(device="sim:0")
+    side.wait_stream(main())
+    with side:
+        slot.copy_(pinned(), non_blocking=True)
+    kernels = sim.counters().kernels
+    views = [
+        *(slot.T, slot[3], slot.view(-1), slot.reshape(2, -1), slot.unfold(0, 2, 1), slot.view(torch.int32)),
+        *(slot.as_strided((2, 2), (1, 5)), slot.detach(), slot.diagonal(), slot.unbind()[1], slot[0].expand(3, -1)),
+        *(torch.view_as_complex(slot.view(-1, 2)), torch.view_as_real(torch.view_as_complex(slot.view(-1, 2)))),
+    ]
+    assert (sim.counters().kernels, sim.counters().queued) == (kernels, 1)
+    main().wait_stream(side)
+    assert all(view.untyped_storage().data_ptr() == slot.untyped_storage().data_ptr() for view in views)
+
+
 def test_interleaved_views_count_with_their_gaps(sim: types.ModuleType) -> None:
     """A limit that is stated in the README: columns of one matrix share no byte, and are reported."""
     sim.config(race="record")
