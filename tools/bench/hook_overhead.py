@@ -7,7 +7,7 @@ so that no copy engine hides it. The variants take turns, each keeps the least C
 costs a block is the difference to the plain forward of the same turns.
 
 ours, shared memory    hooks and the exchange of tensors alone (SameDeviceBackend)
-ours, emulated link    the same, with copies handed to a thread (EmulatedBackend; CPU time of the calling thread)
+ours, emulated link    the same, and what the emulation of a link costs the caller, who hands each copy to its thread
 ours, all resident     no block streams, so no block has a hook
 empty hooks            a pre-hook and a hook that do nothing, on every block
 accelerate             cpu_offload from the CPU to the CPU
@@ -40,6 +40,8 @@ from device_placement import (
 
 WIDTH = 16
 """Features of the model: small, so that a forward costs little but its calls."""
+
+PASSES_A_TURN = 3
 
 DONOR = "donor:0"
 COMPUTE = "cpu"
@@ -160,9 +162,12 @@ def least_microseconds(chosen: list[Variant], blocks: int, repeats: int) -> dict
             models.append((variant.name, model))
         for _ in range(repeats):
             for name, model in models:
-                began = time.thread_time()
+                # The first pass of a turn meets the caches as the variant before left them.
                 model(x)
-                least[name] = min(least[name], (time.thread_time() - began) / blocks * 1e6)
+                for _ in range(PASSES_A_TURN):
+                    began = time.thread_time()
+                    model(x)
+                    least[name] = min(least[name], (time.thread_time() - began) / blocks * 1e6)
     return least
 
 
@@ -175,7 +180,7 @@ def main() -> None:
     torch.set_num_threads(1)
     least = least_microseconds(variants(), options.blocks, options.repeats)
     plain = least["plain forward"]
-    ours = least["ours, emulated link"] - plain
+    ours = least["ours, shared memory"] - plain
     print(f"{options.blocks} blocks of 6 tensors, width {WIDTH}, 1 thread")
     print(f"torch {torch.__version__}, {platform.machine()}, {datetime.date.today()}\n")
     print("| variant | us a block | of that, added | ratio to plain | added, ratio to ours |")
