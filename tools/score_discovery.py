@@ -122,7 +122,7 @@ def compare(tree: BlockTree, labels: Iterable[str], state: dict[str, int]) -> tu
     return counts, shares
 
 
-def score(oracle: Oracle, repeats: int = 3) -> Score:
+def score(oracle: Oracle, repeats: int = 10) -> Score:
     """Build a model, find its units, and compare; the time is the best of `repeats`."""
     model = oracle.build()
     seconds = []
