@@ -222,7 +222,21 @@ def test_a_model_moved_behind_our_back_is_refused_not_run(device: str, request: 
         assert torch.equal(machine.run(model, x), expected)
 
 
-@pytest.mark.parametrize("path", ["blocks.1", "blocks.1.up", "head", "blocks"])
+def test_a_piece_of_a_unit_moved_behind_our_back_is_refused_within_a_few_forwards(machine: Machine) -> None:
+    model, x = stack(), example_input()
+    expected = model(x)
+    with placed(model, machine) as handle:
+        machine.run(model, x)
+        part(model, "blocks.1.up").double()
+        with pytest.raises(HandleInvalidatedError, match=r"'blocks\.1\.up\.weight', 'blocks\.1\.up\.bias'"):
+            for _ in range(3):
+                assert torch.equal(machine.run(model, x), expected)
+        part(model, "blocks.1.up").float()
+        handle.refresh()
+        assert torch.equal(machine.run(model, x), expected)
+
+
+@pytest.mark.parametrize("path", ["blocks.1", "head", "blocks"])
 def test_a_part_moved_behind_our_back_is_refused_not_run(machine: Machine, path: str) -> None:
     model, x = stack(), example_input()
     expected = model(x)

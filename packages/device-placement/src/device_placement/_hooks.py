@@ -10,7 +10,7 @@ parts, which are taken away as soon as the first call shows who is called.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ class _Site:
 
 def _enter(engine: Engine, unit: StreamedUnit, module: nn.Module, args: Any) -> None:
     if unit.scouts:
-        _dismiss(unit, unit.scouts)
+        unit.dismiss(list(unit.scouts))
     engine.enter(unit)
 
 
@@ -148,7 +148,7 @@ def _enter_part(engine: Engine, unit: StreamedUnit, site: _Site, module: nn.Modu
     """A part of a unit is called although the unit is not: its parent does without the unit's own forward."""
     if engine.is_inside(unit):
         return
-    _dismiss(unit, [part for part in module.modules() if part is not module])
+    unit.dismiss([part for part in module.modules() if part is not module])
     if module not in unit.callers:
         unit.callers.append(module)
     engine.enter(unit)
@@ -160,10 +160,3 @@ def _leave_part(engine: Engine, unit: StreamedUnit, site: _Site, module: nn.Modu
         return None
     site.entered -= 1
     return engine.leave(unit, result)
-
-
-def _dismiss(unit: StreamedUnit, parts: Iterable[nn.Module]) -> None:
-    """What contains these parts is called: nobody has to look out for them any more."""
-    for part in list(parts):
-        for handle in unit.scouts.pop(part, ()):
-            handle.remove()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from device_placement._buffers import over, plain_parts, stored_bytes
+from device_placement._buffers import is_packed, over, plain_parts, stored_bytes
 from device_placement._errors import PlanMismatchError
 from device_placement._plan import PlacementPlan, TensorHome, UnitPlacement
 
@@ -58,9 +58,7 @@ class Held:
     def move_to(self, parts: list[Tensor]) -> None:
         """Let every entry refer to the memory of `parts`; objects stay the same where torch allows it.
 
-        torch lets a tensor change its memory for that of a device whose tensors are of the same class (CPU and CUDA).
-        Elsewhere, for packed tensors and for tensors born in inference mode, entries get new objects, as
-        `nn.Module.to` does; entries that shared an object share the new one.
+        Where it does not, entries get new objects, as `nn.Module.to` does; those that shared one share the new one.
         """
         renewed: dict[int, Tensor] = {}
         for place in self.places:
@@ -72,11 +70,18 @@ class Held:
 
 
 def _moved(tensor: Tensor, parts: list[Tensor]) -> Tensor:
-    plain = len(parts) == 1 and plain_parts(tensor)[0] is tensor
-    if plain and not tensor.is_inference() and torch._has_compatible_shallow_copy_type(tensor, parts[0]):
+    moved = over(tensor, parts)
+    try:
+        # The object stays, and writes to it count as writes to the buffer that it becomes a view of.
+        torch.utils.swap_tensors(tensor, moved)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        # Somebody holds a weak reference to it (a compiled model does), or its memory from C++.
+        if is_packed(tensor) or tensor.is_inference():
+            return moved
+        if not torch._has_compatible_shallow_copy_type(tensor, parts[0]):
+            return moved
         tensor.data = parts[0]
-        return tensor
-    return over(tensor, parts)
+    return tensor
 
 
 @dataclass(slots=True)

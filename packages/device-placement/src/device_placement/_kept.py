@@ -14,8 +14,8 @@ from device_placement._inventory import Held, Owner
 Entry = tuple[Owner, str, Tensor]
 """Where a module refers to a tensor, and the object that belongs there between forwards."""
 
-Watch = tuple[Tensor, int, int]
-"""A tensor with memory of its own, the address that it should have, and its version."""
+Version = tuple[Tensor, int]
+"""A tensor and how often something had been written to it."""
 
 
 class Kept:
@@ -29,7 +29,7 @@ class Kept:
         spots: where its parts lie in the buffer, and what they look like.
     """
 
-    __slots__ = ("buffer", "device", "device_name", "entries", "held", "packed", "spots", "watches")
+    __slots__ = ("buffer", "device", "device_name", "entries", "held", "loose", "packed", "pointers", "spots")
 
     def __init__(
         self, held: Held, *, device_name: str, device: torch.device, buffer: Tensor | None, spots: tuple[Spot, ...]
@@ -40,7 +40,8 @@ class Kept:
         self.buffer = buffer
         self.spots = spots
         self.entries: tuple[Entry, ...] = ()
-        self.watches: tuple[Watch, ...] = ()
+        self.pointers: tuple[tuple[Tensor, int], ...] = ()
+        self.loose: tuple[Version, ...] = ()
         self.packed: tuple[tuple[Tensor, tuple[Tensor, ...]], ...] = ()
         self.note()
 
@@ -64,24 +65,18 @@ class Kept:
             entries.append((place.owner, place.key, tensor))
             objects[id(tensor)] = tensor
         self.entries = tuple(entries)
-        self.watches = tuple(
-            (part, part.data_ptr(), -1 if part.is_inference() else part._version)
-            for tensor in objects.values()
-            for part in plain_parts(tensor)
-        )
+        parts = [part for tensor in objects.values() for part in plain_parts(tensor)]
+        self.pointers = tuple((part, part.data_ptr()) for part in parts)
+        self.loose = () if self.buffer is None else tuple(_counting_for_themselves(parts, self.buffer))
         self.packed = tuple((tensor, tuple(plain_parts(tensor))) for tensor in objects.values() if is_packed(tensor))
 
     def is_home(self) -> bool:
         """Whether every entry refers to the memory it was given; its values may have changed."""
         return (
             all(owner.get(key) is tensor for owner, key, tensor in self.entries)
-            and all(part.data_ptr() == pointer for part, pointer, _ in self.watches)
+            and all(part.data_ptr() == pointer for part, pointer in self.pointers)
             and all(_same_parts(tensor, parts) for tensor, parts in self.packed)
         )
-
-    def is_untouched(self) -> bool:
-        """Whether it is home, and nothing was written to it since `note`."""
-        return self.is_home() and all(part._version == version for part, _, version in self.watches)
 
     def adoptable(self) -> bool:
         """Whether the host replaced the tensor by another one that lives on the same device.
@@ -97,7 +92,7 @@ class Kept:
         return True
 
     def _moved(self, tensor: Tensor) -> bool:
-        pointers = {id(part): pointer for part, pointer, _ in self.watches}
+        pointers = {id(part): pointer for part, pointer in self.pointers}
         return any(pointers.get(id(part)) != part.data_ptr() for part in plain_parts(tensor))
 
     def bring_home(self) -> None:
@@ -146,3 +141,10 @@ class Kept:
 def _same_parts(tensor: Tensor, parts: tuple[Tensor, ...]) -> bool:
     """Whether a packed tensor still consists of these very objects."""
     return all(one is other for one, other in zip(plain_parts(tensor), parts, strict=True))
+
+
+def _counting_for_themselves(parts: Sequence[Tensor], buffer: Tensor) -> list[Version]:
+    """Those of `parts` to which a write is not one to `buffer`, though they lie in it."""
+    before = [part._version for part in parts]
+    buffer[:0].zero_()
+    return [(part, version) for part, version in zip(parts, before, strict=True) if part._version == version]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -73,8 +75,8 @@ class StreamedUnit:
     """
 
     __slots__ = (
-        *("_current", "_exchanges", "_packed", "_plain", "_transfers", "_version", "callers", "calls", "depth"),
-        *("entries", "fetches", "kept", "owner", "path", "scouts", "shares", "slot"),
+        *("_current", "_exchanges", "_packed", "_patrol", "_transfers", "_turn", "_version", "_versions", "callers"),
+        *("calls", "depth", "entries", "fetches", "kept", "owner", "path", "scouts", "shares", "slot"),
     )
 
     def __init__(self, path: str, shares: tuple[Share, ...], kept: tuple[tuple[int, Kept], ...]) -> None:
@@ -102,22 +104,38 @@ class StreamedUnit:
     def note(self) -> None:
         """Take what the entries refer to now for what belongs there; views made for other objects are dropped."""
         self.entries: tuple[Entry, ...] = tuple(entry for kept in self.tensors for entry in kept.entries)
-        packed = [kept for kept in self.tensors if kept.packed]
-        plain = [kept for kept in self.tensors if not kept.packed]
-        noted = {id(part): (pointer, version) for kept in plain for part, pointer, version in kept.watches}
-        self._plain = tuple((*entry, *noted[id(entry[2])]) for kept in plain for entry in kept.entries)
-        self._packed = tuple(packed)
         self._exchanges.clear()
+        self._versions = tuple(
+            [(share.buffer, share.buffer._version) for share in self.shares]
+            + [loose for kept in self.tensors for loose in kept.loose]
+        )
+        plain = {id(kept.entries[0][0]): kept.pointers[0] for kept in self.tensors if not kept.packed}
+        self._patrol = tuple(plain.values())
+        self._turn = 0
+        self._packed = tuple(kept for kept in self.tensors if kept.packed)
 
     def is_untouched(self) -> bool:
-        """Whether every tensor is the one that was put here, with the values that were copied."""
+        """Whether every tensor is the one that was put here, with the values that were copied.
+
+        A replaced or edited tensor is seen at once. Whether tensors were moved is looked at for one tensor of one
+        module at a time: who moves a unit moves them all. A smaller move is seen after as many forwards as the unit
+        has modules; until then they use the values, types and devices of before.
+        """
         try:
-            for owner, key, home, pointer, version in self._plain:
-                if owner[key] is not home or home.data_ptr() != pointer or home._version != version:
+            for owner, key, home in self.entries:
+                if owner[key] is not home:
                     return False
         except KeyError:
             return False
-        return not self._packed or all(kept.is_untouched() for kept in self._packed)
+        for tensor, version in self._versions:
+            if tensor._version != version:
+                return False
+        if self._patrol:
+            part, pointer = self._patrol[self._turn]
+            self._turn = (self._turn + 1) % len(self._patrol)
+            if part.data_ptr() != pointer:
+                return False
+        return not self._packed or all(kept.is_home() for kept in self._packed)
 
     def exchange(self, slot: Slot) -> None:
         """Let the modules refer to the copies in `slot`, until `restore`."""
@@ -163,6 +181,12 @@ class StreamedUnit:
                 streamer.transfer(share.donor, share.buffer, share.part_of(slot.buffer)) for share in self.shares
             )
         return transfers
+
+    def dismiss(self, parts: Iterable[nn.Module]) -> None:
+        """What contains these parts is called: nobody has to look out for them any more."""
+        for part in parts:
+            for handle in self.scouts.pop(part, ()):
+                handle.remove()
 
     def forget_slots(self) -> None:
         """Drop everything that refers to slots, which are about to go."""
