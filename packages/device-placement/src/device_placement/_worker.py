@@ -15,7 +15,9 @@ class Job:
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action = action
-        self._done = threading.Event()
+        # A bare lock, taken until the job is done: an Event costs more than handing a job over.
+        self._done = threading.Lock()
+        self._done.acquire()
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -24,11 +26,12 @@ class Job:
             self._action()
         except BaseException as error:  # noqa: BLE001 - raised again in `wait`, on the thread that can act on it
             self._error = error
-        self._done.set()
+        self._done.release()
 
     def wait(self) -> None:
         """Block until it is done; raises what it raised."""
-        self._done.wait()
+        with self._done:
+            pass
         if self._error is not None:
             raise self._error
 
