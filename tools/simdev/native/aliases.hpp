@@ -14,8 +14,7 @@ class Aliases {
 
   Tensor to_host(const Tensor& t) {
     if (!t.defined()) return t;
-    // A CPU tensor stays what it is; beside a meta tensor only one that is read as a number may.
-    if (!t.is_privateuseone() && (!dry_ || t.dim() == 0)) return t;
+    if (!t.is_privateuseone() && !dry_) return t;
     const auto key = dry_ ? c10::DispatchKey::Meta : c10::DispatchKey::CPU;
     Tensor alias = at::detail::make_tensor<c10::TensorImpl>(host_storage(t), c10::DispatchKeySet(key), t.dtype());
     copy_layout(t, alias);

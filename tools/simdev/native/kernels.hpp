@@ -88,12 +88,6 @@ inline bool needs_values(const c10::OperatorHandle& op, c10::ArrayRef<IValue> ar
   return indexed ? masked : op.hasTag(at::Tag::dynamic_output_shape);
 }
 
-inline bool returns_tensors(const c10::FunctionSchema& schema) {
-  for (const auto& r : schema.returns())
-    if (r.type()->kind() != c10::TypeKind::TensorType && r.type()->kind() != c10::TypeKind::ListType) return false;
-  return true;
-}
-
 // A view is made by the host from shapes alone; nothing reads the bytes, which may just be on their way.
 inline bool returns_views(const c10::FunctionSchema& schema) {
   if (schema.returns().empty()) return false;
@@ -110,7 +104,7 @@ inline void run_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack)
   const auto arguments = c10::ArrayRef<IValue>(*stack).slice(first_argument);
   const int device = check_devices(schema, arguments);
   const bool wait = needs_values(op, arguments);
-  const bool dry = settings().dry && !wait && returns_tensors(schema);
+  const bool dry = settings().dry && !wait;
   const bool view = returns_views(schema);
 
   Stream& on = current_stream(device);

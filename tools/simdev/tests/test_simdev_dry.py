@@ -152,6 +152,7 @@ def test_random_numbers_and_values_are_answered_in_dry_mode(sim: types.ModuleTyp
     assert isinstance(t.sum().item(), float)
     assert t[t > 0].dim() == 1
     assert t.nonzero().shape[1] == 1
+    assert t[torch.tensor([0, 1, 1])].shape == (3,)
 
 
 @first_operator_is_slow

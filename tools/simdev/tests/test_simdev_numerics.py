@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import types
 from collections.abc import Callable, Sequence
 
@@ -181,6 +183,38 @@ def test_state_survives_saving_and_loading(sim: types.ModuleType) -> None:
     other.load_state_dict(state)
     assert torch.equal(other.weight.cpu(), module.weight.cpu())
     assert other.weight.device == torch.device("sim:2")
+
+
+def test_a_copied_module_has_memory_of_its_own(sim: types.ModuleType) -> None:
+    module = nn.Linear(16, 16, bias=False).to("sim:1")
+    used = sim.mem(1).used
+    copied = copy.deepcopy(module)
+    assert (sim.mem(0).used, sim.mem(1).used) == (0, 2 * used)
+    copied.weight.data.zero_()
+    assert module.weight.count_nonzero().item() > 0
+
+
+def test_a_saved_tensor_comes_back_to_its_device(sim: types.ModuleType) -> None:
+    saved = torch.arange(8.0, device="sim:2")
+    file = io.BytesIO()
+    torch.save({"whole": saved, "part": saved[3:]}, file)
+    file.seek(0)
+    loaded = torch.load(file)
+    assert loaded["whole"].device == loaded["part"].device == torch.device("sim:2")
+    assert (loaded["whole"].tolist(), loaded["part"].tolist()) == (saved.tolist(), saved[3:].tolist())
+    assert loaded["part"].untyped_storage().data_ptr() == loaded["whole"].untyped_storage().data_ptr()
+
+
+def test_a_tensor_may_be_set_to_other_memory(sim: types.ModuleType) -> None:
+    source = torch.arange(8.0, device="sim:0")
+    used = sim.mem(0).used
+    whole, storage, part = (torch.empty(0, device="sim:0") for _ in range(3))
+    whole.set_(source)
+    storage.set_(source.untyped_storage())
+    part.set_(source.untyped_storage(), 2, (3,), (2,))
+    assert [t.tolist() for t in (whole, storage, part)] == [source.tolist(), source.tolist(), [2.0, 4.0, 6.0]]
+    part.add_(1)
+    assert (sim.mem(0).used, source[2].item()) == (used, 3.0)
 
 
 def test_autocast_runs(sim: types.ModuleType) -> None:

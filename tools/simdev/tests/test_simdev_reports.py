@@ -133,6 +133,8 @@ def test_a_forgotten_wait_on_a_used_slot_reads_the_old_weight_and_only_the_clock
 def test_making_a_view_is_no_access(sim: types.ModuleType) -> None:
     slot, side = torch.zeros(SIZE, SIZE, device="sim:0"), torch.Stream(device="sim:0")
     side.wait_stream(main())
+    own = torch.zeros(4, 4, device="sim:0")
+    own.copy_(torch.ones(4, 4).pin_memory(), non_blocking=True)
     with side:
         slot.copy_(pinned(), non_blocking=True)
     kernels = sim.counters().kernels
@@ -141,8 +143,10 @@ def test_making_a_view_is_no_access(sim: types.ModuleType) -> None:
         *(slot.as_strided((2, 2), (1, 5)), slot.detach(), slot.diagonal(), slot.unbind()[1], slot[0].expand(3, -1)),
         *(torch.view_as_complex(slot.view(-1, 2)), torch.view_as_real(torch.view_as_complex(slot.view(-1, 2)))),
     ]
-    assert (sim.counters().kernels, sim.counters().queued) == (kernels, 1)
+    assert own.unfold(0, 2, 1).shape == (3, 4, 2)
+    assert (sim.counters().kernels, sim.counters().queued) == (kernels, 2)
     main().wait_stream(side)
+    main().synchronize()
     assert all(view.untyped_storage().data_ptr() == slot.untyped_storage().data_ptr() for view in views)
 
 
