@@ -268,6 +268,21 @@ def test_the_projection_that_multihead_attention_never_calls_is_brought_over(mac
         assert handle.stats().calls == 9
 
 
+def test_a_fused_encoder_layer_takes_the_path_that_torch_takes_with_hooks(machine: Machine) -> None:
+    layers = [nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, batch_first=True) for _ in range(3)]
+    model, x = stack(layers), example_input()[None]
+    with torch.no_grad():
+        fused = model(x)
+        handles = [layer.register_forward_hook(lambda module, args, result: None) for layer in layers]
+        expected = model(x)
+        for handle in handles:
+            handle.remove()
+    with placed(model, machine):
+        for _ in range(3):
+            assert torch.equal(machine.run(model, x), expected)
+    torch.testing.assert_close(expected, fused)
+
+
 class ReadsAnother(Stack):
     """Reads the weight of a block that it does not call."""
 

@@ -48,6 +48,27 @@ def test_a_lazy_model_is_refused() -> None:
         place(nn.LazyLinear(3), plan)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_tensors_that_are_no_plain_bytes_are_refused() -> None:
+    plan = plan_for(stack(), MACHINE)
+    sparse, quantised = stack(), stack()
+    sparse.head.register_buffer("mask", torch.eye(4).to_sparse())
+    quantised.head.register_buffer("codes", torch.quantize_per_tensor(torch.ones(4), 0.5, 0, torch.qint8))
+    for model, name in ((sparse, "head.mask"), (quantised, "head.codes")):
+        with pytest.raises(PlanMismatchError, match="sparse or of a quantised dtype") as caught:
+            place(model, plan)
+        assert caught.value.names == (name,)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_scripted_modules_are_refused() -> None:
+    model = stack()
+    plan = plan_for(model, MACHINE)
+    model.head = torch.jit.trace(model.head, torch.zeros(1, 32))  # type: ignore[no-untyped-call]
+    with pytest.raises(PlanMismatchError, match=r"compiled by TorchScript.*'head'; place the original"):
+        place(model, plan)
+
+
 def test_a_tensor_of_the_model_without_a_home_is_named() -> None:
     model = stack()
     error = refused(model, without(plan_for(model, MACHINE), "blocks.1.up.bias"), "no home for tensors of the model")

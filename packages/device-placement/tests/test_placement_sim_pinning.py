@@ -9,7 +9,7 @@ import pytest
 import torch
 from placement_models import Machine, accelerator, example_input, plan_for, stack
 
-from device_placement import AcceleratorBackend, place
+from device_placement import AcceleratorBackend, DeviceUnavailableError, _pinning, place
 from device_placement._pinning import HostMemory, default_budget_bytes
 
 SHARE = 18432
@@ -104,6 +104,14 @@ def test_the_budget_counts_what_is_pinned_now(sim: types.ModuleType) -> None:
     assert host.allocate(2048, device).is_pinned()
 
 
-def test_half_of_the_memory_may_be_pinned_by_default() -> None:
-    budget = default_budget_bytes()
-    assert budget is None or budget > 0
+def test_half_of_the_memory_may_be_pinned_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pinning, "host_memory", lambda: (1, 64 << 30))
+    assert default_budget_bytes() == 32 << 30
+
+
+def test_memory_of_unknown_size_is_pinned_until_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> tuple[int, int]:
+        raise DeviceUnavailableError("cpu", "nobody knows", "measure it")
+
+    monkeypatch.setattr(_pinning, "host_memory", unknown)
+    assert default_budget_bytes() is None

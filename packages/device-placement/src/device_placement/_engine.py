@@ -348,7 +348,8 @@ def _is_running(unit: StreamedUnit) -> bool:
     """Whether a forward of the unit is on the stack of the calling thread."""
     frame: types.FrameType | None = sys._getframe()
     while frame is not None:
-        if frame.f_locals.get("self") in unit.callers:
+        running = frame.f_locals.get("self")
+        if any(running is caller for caller in unit.callers):
             return True
         frame = frame.f_back
     return False

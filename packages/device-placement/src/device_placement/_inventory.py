@@ -101,9 +101,14 @@ def take_inventory(model: nn.Module) -> Inventory:
     """List the tensors of a model, tied ones once.
 
     Raises:
-        PlanMismatchError: the model has no tensors, some without values (on the meta device), or some that share a
-            part of their memory.
+        PlanMismatchError: the model has no tensors, some without values (on the meta device), some that share a part
+            of their memory, or some of a kind that cannot be exchanged.
     """
+    scripted = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        raise PlanMismatchError(
+            "modules are compiled by TorchScript, which keeps their tensors to itself", scripted, "place the original"
+        )
     by_memory: dict[object, Held] = {}
     by_name: dict[str, Held] = {}
     entries: set[tuple[int, str]] = set()
@@ -133,7 +138,7 @@ def _entries(model: nn.Module) -> Iterator[tuple[Owner, str, str, bool]]:
 
 def _memory_of(tensor: Tensor) -> object:
     """Equal for tensors that are the same view of the same memory."""
-    if nn.parameter.is_lazy(tensor) or tensor.is_meta or not stored_bytes(tensor):
+    if nn.parameter.is_lazy(tensor) or tensor.is_meta or tensor.layout is not torch.strided or not stored_bytes(tensor):
         return id(tensor)
     return tuple(
         (str(part.device), part.data_ptr(), part.shape, part.stride(), part.dtype) for part in plain_parts(tensor)
@@ -146,6 +151,17 @@ def _check(inventory: Inventory) -> None:
     unloaded = [held.name for held in inventory.held if nn.parameter.is_lazy(held.tensor) or held.tensor.is_meta]
     if unloaded:
         raise PlanMismatchError("tensors of the model have no values yet", unloaded, "load the weights, then place")
+    special = [
+        held.name
+        for held in inventory.held
+        if any(part.layout is not torch.strided or part.is_quantized for part in held.parts)
+    ]
+    if special:
+        raise PlanMismatchError(
+            "tensors are sparse or of a quantised dtype of torch, and no bytes that can be copied as they are",
+            special,
+            "convert them to dense tensors",
+        )
     ranges: dict[str, list[tuple[int, int, str]]] = {}
     for held in inventory.held:
         for part in held.parts:

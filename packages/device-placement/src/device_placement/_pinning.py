@@ -8,13 +8,14 @@ is copied through a few pinned buffers by a thread; where even those are refused
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 from torch import Tensor
 
 from device_placement import _cuda
 from device_placement._backend import AllocationRefused, allocate_or_refuse
+from device_placement._errors import DeviceUnavailableError
+from device_placement._host_memory import host_memory
 from device_placement._ledger import Ledger
 
 PIN_FRACTION = 0.5
@@ -90,7 +91,10 @@ def _pinned_buffer(size_bytes: int, reader: torch.device) -> Tensor:
 
 
 def default_budget_bytes() -> int | None:
-    """Half of the machine's memory; None where the operating system does not say how much that is (Windows)."""
-    if not hasattr(os, "sysconf"):
+    """Half of the memory that this process may use; None where nobody knows how much: then until the driver refuses."""
+    try:
+        _, total_bytes = host_memory()
+    except DeviceUnavailableError as error:
+        _log.info("no budget for pinned memory: %s", error)
         return None
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * PIN_FRACTION)
+    return int(total_bytes * PIN_FRACTION)
