@@ -209,7 +209,7 @@ def test_a_tensor_may_be_set_to_other_memory(sim: types.ModuleType) -> None:
     source = torch.arange(8.0, device="sim:0")
     used = sim.mem(0).used
     whole, storage, part = (torch.empty(0, device="sim:0") for _ in range(3))
-    whole.set_(source)
+    torch.ops.aten.set_.source_Tensor(whole, source)
     storage.set_(source.untyped_storage())
     part.set_(source.untyped_storage(), 2, (3,), (2,))
     assert [t.tolist() for t in (whole, storage, part)] == [source.tolist(), source.tolist(), [2.0, 4.0, 6.0]]
