@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from placement_models import (
     emulated,
     example_input,
     machine_named,
+    packed,
     part,
     plan_for,
     stack,
@@ -345,3 +347,50 @@ def test_a_pickled_model_is_an_ordinary_one() -> None:
     with placed(model, machine):
         duplicate: Stack = pickle.loads(pickle.dumps(model))
     assert torch.equal(duplicate(x), expected)
+
+
+# ----------------------------------------------------------------------------------- tensors that others hold on to
+
+
+def test_parameters_that_somebody_refers_to_weakly_are_watched_one_by_one(machine: Machine) -> None:
+    model, x = stack(), example_input()
+    unplaced = stack()
+    # A compiled model, for one, holds such references; torch then exchanges the memory, not the tensor.
+    references = [weakref.ref(parameter) for parameter in model.parameters()]
+    with placed(model, machine) as handle:
+        machine.run(model, x)
+        lora(model)
+        lora(unplaced)
+        for _ in range(2):
+            assert torch.equal(machine.run(model, x), unplaced(x))
+        assert handle.stats().refetches == 5
+        part(model, "blocks.1").double()
+        assert_refused(model, machine, x)
+        part(model, "blocks.1").float()
+        handle.refresh()
+        assert torch.equal(machine.run(model, x), unplaced(x))
+    if machine.device.type == "cpu":
+        assert [reference() for reference in references] == list(model.parameters())
+
+
+def test_packed_parameters_that_somebody_refers_to_weakly_are_replaced(machine: Machine) -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList([nn.Module()])
+    block = part(model, "blocks.0")
+    block.weight = packed(4, 4)
+    reference = weakref.ref(block.weight)
+    expected = block.weight.dense()
+    with placed(model, machine):
+        assert torch.equal(block.weight.dense().cpu(), expected)
+        assert reference() is not block.weight
+
+
+def test_a_reload_is_noticed_when_only_units_are_called(machine: Machine) -> None:
+    model, x = stack(), example_input()
+    other = stack(seed=3)
+    with placed(model, machine):
+        machine.run(model, x)
+        model.load_state_dict(stack(seed=3).state_dict(), assign=True)
+        block, reference = part(model, "blocks.2"), part(other, "blocks.2")
+        assert torch.equal(machine.run(block, x), reference(x))
+        assert torch.equal(machine.run(model, x), other(x))

@@ -233,6 +233,16 @@ def test_tied_resident_tensors_stay_tied() -> None:
         assert torch.equal(machine.run(model, x), expected)
 
 
+def test_a_unit_whose_tensors_are_all_empty_streams_nothing() -> None:
+    machine = emulated()
+    model = stack(2)
+    part(model, "blocks.0").register_buffer("nothing", torch.zeros(0, 4))
+    plan = plan_for(model, machine, home=lambda name: "emulated:1" if "nothing" in name else None)
+    with place(model, plan, backend=machine.make_backend()) as handle:
+        assert handle.stats().held_bytes == {"emulated:0": plan.size_bytes, "emulated:1": 0}
+        assert not part(model, "blocks.0")._forward_pre_hooks
+
+
 class Big(nn.Module):
     """A few units of one large tensor each."""
 
