@@ -75,8 +75,9 @@ class StreamedUnit:
     """
 
     __slots__ = (
-        *("_current", "_exchanges", "_packed", "_patrol", "_transfers", "_turn", "_version", "_versions", "callers"),
-        *("calls", "depth", "entries", "fetches", "kept", "owner", "path", "scouts", "shares", "slot"),
+        *("_current", "_exchanges", "_packed", "_patrol", "_transfers", "_turn", "_unexchanged", "_version"),
+        *("_versions", "callers", "calls", "depth", "entries", "fetches", "kept", "owner", "path", "scouts"),
+        *("shares", "slot"),
     )
 
     def __init__(self, path: str, shares: tuple[Share, ...], kept: tuple[tuple[int, Kept], ...]) -> None:
@@ -104,6 +105,7 @@ class StreamedUnit:
     def note(self) -> None:
         """Take what the entries refer to now for what belongs there; views made for other objects are dropped."""
         self.entries: tuple[Entry, ...] = tuple(entry for kept in self.tensors for entry in kept.entries)
+        self._unexchanged: tuple[Exchange, ...] = tuple((*entry, entry[2]) for entry in self.entries)
         self._exchanges.clear()
         self._versions = tuple(
             [(share.buffer, share.buffer._version) for share in self.shares]
@@ -121,8 +123,11 @@ class StreamedUnit:
         module at a time: who moves a unit moves them all. A smaller move is seen after as many forwards as the unit
         has modules; until then they use the values, types and devices of before.
         """
+        slot = self.slot
+        # The same entries with the views that are needed next: what is not looked at stays out of the caches.
+        entries = self._unexchanged if slot is None else self._exchanges.get(slot.index, self._unexchanged)
         try:
-            for owner, key, home in self.entries:
+            for owner, key, home, _ in entries:
                 if owner[key] is not home:
                     return False
         except KeyError:
