@@ -1,0 +1,1 @@
+"""Ray actors that share one copy of the weights and are supervised as one group."""
