@@ -64,6 +64,19 @@ def test_a_buffer_is_locked_in_whole_pages_and_has_its_own_size(driver: PaperDri
     assert [int(buffer[-1]) for buffer in buffers] == [0, 1, 2, 3]
 
 
+def test_the_storage_of_a_buffer_starts_where_the_lock_does(driver: PaperDriver) -> None:
+    # Tensor.is_pinned asks the driver about the first byte of the storage, whichever part of it the tensor shows.
+    buffers = [_cuda.registered_buffer(1000) for _ in range(4)]
+    assert [buffer[500:].untyped_storage().data_ptr() for buffer in buffers] == list(driver.locked)
+
+
+@pytest.mark.gpu
+def test_a_card_sees_that_a_registered_buffer_is_pinned() -> None:
+    buffer = _cuda.registered_buffer(1000)
+    assert buffer.is_pinned()
+    assert buffer[500:].is_pinned()
+
+
 def test_a_buffer_that_goes_is_unlocked_after_the_device_is_done(driver: PaperDriver) -> None:
     buffer = _cuda.registered_buffer(1000)
     view = buffer[:10].fill_(7)

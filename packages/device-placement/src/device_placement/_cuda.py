@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from typing import Any
 
@@ -71,15 +72,26 @@ def registered_buffer(size_bytes: int) -> torch.Tensor:
     """
     raw = allocate_or_refuse(size_bytes + 2 * _PAGE_BYTES, torch.device("cpu"))
     # Two buffers must not share a page: the driver refuses to lock one twice.
-    start = -raw.data_ptr() % _PAGE_BYTES
-    buffer = raw[start : start + size_bytes]
+    start = raw.data_ptr() + -raw.data_ptr() % _PAGE_BYTES
     locked_bytes = -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
-    answer = _runtime().cudaHostRegister(buffer.data_ptr(), locked_bytes, _REGISTER_PORTABLE)
+    answer = _runtime().cudaHostRegister(start, locked_bytes, _REGISTER_PORTABLE)
     if int(answer) != 0:
         raise AllocationRefused(f"cudaHostRegister of {locked_bytes} bytes answered {answer}")
+    buffer = _tensor_at(start, size_bytes, owner=raw)
     # The finalizer holds the memory until the driver has let go of it, whatever else is dropped before.
-    weakref.finalize(buffer, _unregister, raw, buffer.data_ptr()).atexit = False
+    weakref.finalize(buffer, _unregister, raw, start).atexit = False
     return buffer
+
+
+def _tensor_at(start: int, size_bytes: int, *, owner: torch.Tensor) -> torch.Tensor:
+    """The bytes of `owner` from this address on, as a tensor whose storage begins there.
+
+    A slice would not do: torch asks the driver about the first byte of a storage to tell whether a tensor is pinned.
+    """
+    memory = (ctypes.c_uint8 * size_bytes).from_address(start)
+    memory.owner = owner  # type: ignore[attr-defined]
+    # A view, so that views of it are views of what it views, and do not keep the object itself.
+    return torch.frombuffer(memory, dtype=torch.uint8)[:]
 
 
 def _runtime() -> Any:
