@@ -154,7 +154,12 @@ def _module() -> DeviceModule:
 
 
 def config(
-    *, lazy: bool | None = None, race: RaceMode | None = None, poison: bool | None = None, dry: bool | None = None
+    *,
+    lazy: bool | None = None,
+    race: RaceMode | None = None,
+    poison: bool | None = None,
+    dry: bool | None = None,
+    thread_clocks: bool | None = None,
 ) -> None:
     """Change how the devices behave; what is None stays as it is.
 
@@ -164,7 +169,12 @@ def config(
             RuntimeError that begins with "simdev race" at the operator (at the start: "raise").
         poison: fill fresh device memory with bytes that read as NaN in every floating type (at the start: yes).
         dry: compute nothing: shapes, bytes, links and order only, in address space that is never touched (at the
-            start: no). What a device holds is meaningless afterwards; operators that need values return zeros.
+            start: no). What a device holds is meaningless afterwards; operators whose result depends on values take
+            whatever bytes are there.
+        thread_clocks: let each host thread know only what it waited for itself, besides what all knew at this call
+            and when it first used a device (at the start: no, one clock for all threads). Then a race is found whether
+            or not another thread happened to wait in time, and a wait that one thread hands to another by a lock or a
+            queue alone counts as none.
 
     Raises:
         ValueError: `race` is none of the three.
@@ -172,7 +182,7 @@ def config(
     if race is not None and race not in _RACE_MODES:
         raise ValueError(f"race is {race!r}; the modes are {', '.join(_RACE_MODES)}")
     mode = None if race is None else _RACE_MODES.index(race)
-    _module().library.configure(lazy=lazy, race=mode, poison=poison, dry=dry)
+    _module().library.configure(lazy, mode, poison, dry, thread_clocks)
 
 
 def set_visible(visible: bool) -> None:

@@ -22,7 +22,7 @@ class Library:
         """Load the shared library at `path` and declare its functions."""
         library = ctypes.CDLL(str(path))
         self._start = _declare(library, "simdev_start", None, ctypes.c_int)
-        self._config = _declare(library, "simdev_config", None, *(ctypes.c_int,) * 4)
+        self._config = _declare(library, "simdev_config", None, *(ctypes.c_int,) * 5)
         self._set_capacity = _declare(library, "simdev_set_capacity", None, ctypes.c_int, ctypes.c_uint64)
         self._memory = _declare(library, "simdev_memory", None, ctypes.c_int, ctypes.c_void_p)
         self._counters = _declare(library, "simdev_counters", None, ctypes.c_void_p)
@@ -41,9 +41,9 @@ class Library:
         """Set the number of devices."""
         self._start(count)
 
-    def configure(self, *, lazy: bool | None, race: int | None, poison: bool | None, dry: bool | None) -> None:
-        """Change the settings that are not None."""
-        self._config(*(_UNCHANGED if value is None else int(value) for value in (lazy, race, poison, dry)))
+    def configure(self, *settings: bool | int | None) -> None:
+        """Change lazy, race, poison, dry and thread_clocks, in this order, where they are not None."""
+        self._config(*(_UNCHANGED if value is None else int(value) for value in settings))
 
     def set_capacity(self, device: int, size_bytes: int) -> None:
         """Set how many bytes a device holds, or with `HOST` how many can be pinned."""

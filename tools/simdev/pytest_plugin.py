@@ -64,7 +64,7 @@ def simulated_devices() -> types.ModuleType:
 
 @pytest.fixture
 def sim(simulated_devices: types.ModuleType, request: pytest.FixtureRequest) -> types.ModuleType:
-    """Return the module `simdev` with four fresh devices of 256 MiB that raise at a race.
+    """Return the module `simdev` with four fresh devices of 256 MiB that raise at a race, with a clock for each thread.
 
     After a test that passed, nothing may be left: no violation that was not taken by `sim.take_violations()`, no
     copy in a queue, and every device and the pinned memory back where they were.
@@ -94,7 +94,7 @@ def _check(before: dict[str, int], *, passed: bool) -> None:
 def _restore(simdev: types.ModuleType) -> None:
     import torch
 
-    simdev.config(lazy=True, race="raise", poison=True, dry=False)
+    simdev.config(lazy=True, race="raise", poison=True, dry=False, thread_clocks=True)
     simdev.count_ops(False)
     for index in range(DEVICES):
         torch.accelerator.synchronize(index)

@@ -25,13 +25,15 @@ inline std::string lines(const std::vector<std::string>& sentences) {
 SIMDEV_API void simdev_start(int count) { simdev::settings().device_count = count; }
 
 // A negative value leaves a setting as it is.
-SIMDEV_API void simdev_config(int lazy, int races, int poison, int dry) {
+SIMDEV_API void simdev_config(int lazy, int races, int poison, int dry, int thread_clocks) {
   simdev::Lock lock;
   auto& s = simdev::settings();
   if (lazy >= 0) s.lazy = lazy;
   if (races >= 0) s.races = static_cast<simdev::Races>(races);
   if (poison >= 0) s.poison = poison;
   if (dry >= 0) s.dry = dry;
+  if (thread_clocks >= 0) s.thread_clocks = thread_clocks;
+  if (thread_clocks > 0) simdev::host().at_parting = simdev::host().together;
 }
 
 // A device, or kHost for pinned memory.

@@ -57,6 +57,7 @@ struct Settings {
   Races races = Races::kRaise;
   bool poison = true;
   bool dry = false;
+  bool thread_clocks = false;
 };
 inline Settings& settings() { return immortal<Settings>(); }
 

@@ -51,6 +51,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void record(void** handle, const c10::Stream& s, DeviceIndex, c10::EventFlag) const override {
     Lock lock;
     Stream& on = stream(s);
+    host().tell(on.clock);
     if (!*handle) *handle = new Event;
     *static_cast<Event*>(*handle) = {&on, on.issued, on.clock, ++immortal<EventCount>().recorded};
   }
@@ -111,7 +112,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
       drain(s, s.done + 1);
       return false;
     }
-    table().host.join(clock);
+    host().learn(clock);
     return true;
   }
 };

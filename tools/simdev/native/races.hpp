@@ -27,6 +27,7 @@ struct Access {
   const std::string* name;
 
   bool before(const VectorClock& clock) const { return clock.at(stream) >= tick; }
+  bool known_to_host() const { return host().knows(stream, tick); }
   std::string describe() const {
     return c10::str(*name, " on ", table().by_number[stream]->name(), write ? " (write)" : " (read)");
   }
@@ -59,7 +60,7 @@ class History {
   // The first access that is not known to be over, neither by `clock` nor by the host, on a stream that is not excused.
   const Access* unfinished(const VectorClock& clock, const std::set<size_t>& excused) const {
     for (const Access& a : accesses_)
-      if (!a.before(clock) && !a.before(table().host) && !excused.count(a.stream)) return &a;
+      if (!a.before(clock) && !a.known_to_host() && !excused.count(a.stream)) return &a;
     return nullptr;
   }
 
@@ -67,7 +68,7 @@ class History {
   int check_host(ByteRange range, bool write, const std::string& what) const {
     int found = 0;
     for (const Access& a : accesses_) {
-      if (!conflict(a, range, write) || a.before(table().host)) continue;
+      if (!conflict(a, range, write) || a.known_to_host()) continue;
       violations().push_back(c10::str("the host (", what, write ? ") writes" : ") reads", " pinned bytes [",
                                       range.begin, ", ", range.end, "), and nothing orders it after ", a.describe(),
                                       "; let the host wait for an event recorded after that"));

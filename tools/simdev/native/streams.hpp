@@ -46,12 +46,40 @@ struct StreamTable {
   std::vector<Stream*> by_number;
   std::array<int64_t, kMaxDevices> created{};
 
-  // What the host knows to have happened. One for all threads: what orders them (locks, queues, joins) is not seen
-  // from here, so they count as ordered the way they really ran.
-  VectorClock host;
   int64_t host_syncs = 0;
 };
 inline StreamTable& table() { return immortal<StreamTable>(); }
+
+// What the host knows to have happened, because it waited for it.
+//
+// What orders the threads of the host (locks, queues, joins) is not seen from here. With one clock for all they count
+// as ordered the way they really ran: no right program is reported, but whether a wrong one is may depend on what
+// another thread happened to wait for in time. With thread clocks each knows what it waited for itself, and what all
+// knew when it came here first or when clocks parted, whichever was later: the verdict no longer depends on the run.
+struct Host {
+  VectorClock together;
+  VectorClock at_parting;
+
+  VectorClock& own() const {
+    static thread_local VectorClock clock = together;
+    return clock;
+  }
+  void learn(const VectorClock& clock) {
+    together.join(clock);
+    own().join(clock);
+  }
+  bool knows(size_t stream, uint64_t tick) const {
+    if (!settings().thread_clocks) return together.at(stream) >= tick;
+    return at_parting.at(stream) >= tick || own().at(stream) >= tick;
+  }
+  // Whatever the host issues to a stream comes after all that the host knows of.
+  void tell(VectorClock& clock) const {
+    if (!settings().thread_clocks) return clock.join(together);
+    clock.join(at_parting);
+    clock.join(own());
+  }
+};
+inline Host& host() { return immortal<Host>(); }
 
 // Copies that were not carried out yet, into memory that is still in use: nobody misses the others.
 inline int64_t queued_copies() {
@@ -104,6 +132,7 @@ inline void enqueue(Stream& s, Task task) {
 // `waiter` goes on only after `other` has reached a position, with all that happened before it.
 inline void wait_for(Stream& waiter, Stream& other, uint64_t position, const VectorClock& clock) {
   if (&waiter == &other) return;
+  host().tell(waiter.clock);
   waiter.clock.join(clock);
   enqueue(waiter, {[&other, position] { drain(other, position); }});
 }
@@ -112,13 +141,13 @@ inline void wait_for(Stream& waiter, Stream& other) { wait_for(waiter, other, ot
 // The host waits until `s` has reached a position.
 inline void synchronize(Stream& s, uint64_t position, const VectorClock& clock) {
   drain(s, position);
-  table().host.join(clock);
+  host().learn(clock);
 }
 inline void synchronize(Stream& s) { synchronize(s, s.issued, s.clock); }
 
 // Give an operation its place in the order: after all that its stream and the host know of.
 inline uint64_t issue(Stream& s) {
-  s.clock.join(table().host);
+  host().tell(s.clock);
   return s.clock.advance(s.number);
 }
 

@@ -76,7 +76,7 @@ def test_waits_for_a_copy(slot, sim):
     torch.accelerator.synchronize(0)
 
 def test_changes_every_setting(sim):
-    sim.config(race="off", lazy=False, poison=False, dry=True)
+    sim.config(race="off", lazy=False, poison=False, dry=True, thread_clocks=False)
     sim.set_capacity(1, 5)
     sim.set_pinned_capacity(5)
     sim.count_ops()

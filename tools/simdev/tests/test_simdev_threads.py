@@ -125,6 +125,97 @@ def test_a_race_between_threads_is_a_race(sim: types.ModuleType) -> None:
     assert sim.take_violations() == ()
 
 
+@pytest.mark.parametrize("thread_clocks", [None, True, False], ids=["as the fixture sets it", "yes", "no"])
+def test_a_wait_counts_for_the_thread_that_waited_or_for_all(sim: types.ModuleType, thread_clocks: bool | None) -> None:
+    sim.config(race="record", thread_clocks=thread_clocks)
+    slot, side = torch.zeros(64, device="sim:0"), torch.Stream(device="sim:0")
+    side.wait_stream(torch.accelerator.current_stream(0))
+    fetched: list[torch.Event] = []
+
+    def fetch_and_wait() -> None:
+        with side:
+            slot.copy_(torch.ones(64).pin_memory(), non_blocking=True)
+            fetched.append(side.record_event())
+        fetched[0].synchronize()
+
+    in_threads(fetch_and_wait)
+    slot + 1
+    assert bool(sim.take_violations()) == (thread_clocks is not False)
+    fetched[0].synchronize()
+    slot + 1
+    assert not sim.take_violations()
+
+
+def test_a_thread_knows_what_was_waited_for_before_it_came(sim: types.ModuleType) -> None:
+    source = torch.ones(64, device="sim:0")
+    torch.accelerator.synchronize(0)
+
+    def read() -> None:
+        with torch.Stream(device="sim:0") as side:
+            source.record_stream(side)
+            assert source.sum().item() == 64
+
+    in_threads(read)
+
+
+@pytest.mark.parametrize("parted_again", [False, True])
+def test_a_thread_that_was_there_knows_what_all_knew_when_clocks_parted(
+    sim: types.ModuleType, parted_again: bool
+) -> None:
+    sim.config(race="record")
+    source = torch.ones(64, device="sim:0")
+    here, go = threading.Event(), threading.Event()
+
+    def read() -> None:
+        torch.ones(1, device="sim:1")
+        here.set()
+        assert go.wait(PATIENCE_SECONDS)
+        with torch.Stream(device="sim:0") as side:
+            source.record_stream(side)
+            source.sum()
+            side.synchronize()
+
+    def synchronize() -> None:
+        assert here.wait(PATIENCE_SECONDS)
+        torch.accelerator.synchronize(0)
+        if parted_again:
+            sim.config(thread_clocks=True)
+        go.set()
+
+    in_threads(read, synchronize)
+    assert bool(sim.take_violations()) != parted_again
+
+
+@pytest.mark.parametrize("carrier", ["event", "wait", "operator"])
+def test_a_stream_carries_what_one_thread_knows_to_another(sim: types.ModuleType, carrier: str) -> None:
+    source, side = torch.ones(64, device="sim:0"), torch.Stream(device="sim:0")
+    nothing = torch.Event(device="sim:1")
+    nothing.record(torch.accelerator.current_stream(1))
+    here, go = threading.Event(), threading.Event()
+
+    def wait_and_tell() -> None:
+        assert here.wait(PATIENCE_SECONDS)
+        torch.accelerator.synchronize(0)
+        if carrier == "event":
+            side.record_event()
+        elif carrier == "wait":
+            side.wait_event(nothing)
+        else:
+            with side:
+                torch.ones(1, device="sim:0")
+        go.set()
+
+    def read() -> None:
+        torch.ones(1, device="sim:1")
+        here.set()
+        assert go.wait(PATIENCE_SECONDS)
+        with side:
+            source.record_stream(side)
+            assert source.sum().item() == 64
+
+    in_threads(wait_and_tell, read)
+
+
 def test_an_event_is_waited_for_across_threads(sim: types.ModuleType) -> None:
     target = torch.zeros(64, device="sim:1")
     recorded = threading.Event()
