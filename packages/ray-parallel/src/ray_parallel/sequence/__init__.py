@@ -1,1 +1,59 @@
-"""Parallel plans for unmodified models, on torch.distributed or on threads of one process; no Ray."""
+"""Sequence parallelism for unmodified models: plans as data, exact attention over cut token streams.
+
+Needs torch.distributed only.
+"""
+
+from ray_parallel._errors import (
+    CanaryError,
+    ChangedModelError,
+    ClosedWorldError,
+    CommError,
+    ParallelError,
+    PlanError,
+    PreflightError,
+    UncutAttentionError,
+    UnknownModelError,
+)
+from ray_parallel.sequence._comm import Comm, GroupComm, Traffic
+from ray_parallel.sequence._layout import Layout
+from ray_parallel.sequence._plan import (
+    Attn,
+    Compressed,
+    Control,
+    Grid,
+    Opaque,
+    Plan,
+    Ranges,
+    Region,
+    Rows,
+    Seq,
+)
+from ray_parallel.sequence._threads import ThreadComm, run_threads
+
+__all__ = [
+    "Attn",
+    "CanaryError",
+    "ChangedModelError",
+    "ClosedWorldError",
+    "Comm",
+    "CommError",
+    "Compressed",
+    "Control",
+    "Grid",
+    "GroupComm",
+    "Layout",
+    "Opaque",
+    "ParallelError",
+    "Plan",
+    "PlanError",
+    "PreflightError",
+    "Ranges",
+    "Region",
+    "Rows",
+    "Seq",
+    "ThreadComm",
+    "Traffic",
+    "UncutAttentionError",
+    "UnknownModelError",
+    "run_threads",
+]
