@@ -1,0 +1,18 @@
+"""Makes this folder a ComfyUI node pack when it lies in `custom_nodes`; anywhere else it does nothing.
+
+It serves a clone of the repository (the packages are below `packages`) and the built pack (they are below `lib`). The
+packages beside this file go first, so that they fit each other whatever else is installed.
+"""
+
+from importlib.util import find_spec
+
+if find_spec("comfy_api") is not None:
+    import sys
+    from pathlib import Path
+
+    _HERE = Path(__file__).resolve().parent
+    sys.path[:0] = [str(folder) for folder in (_HERE / "lib", *sorted(_HERE.glob("packages/*/src"))) if folder.is_dir()]
+
+    from comfy_nodes.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY
+
+    __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
