@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alloc_spec import AllocValueError, Budget, DeviceMemory, parse, resolve
+from alloc_spec import AllocValueError, Budget, DeviceMemory, parse, parse_wire, resolve
 
 GIB = 2**30
 
@@ -19,6 +19,7 @@ def sample(**changes: Any) -> Budget:
         "compute_device": "cuda:0",
         "warnings": ("cpu is slow",),
         "auto_devices": frozenset({"cuda:1"}),
+        "rest_device": "cpu",
     }
     return Budget(**(values | changes))
 
@@ -34,6 +35,7 @@ def test_a_budget_answers_by_device_and_in_order() -> None:
 def test_order_and_amounts_are_enough() -> None:
     budget = Budget(order=("cpu",), amounts={"cpu": 5})
     assert (budget.compute_device, budget.warnings, budget.auto_devices) == (None, (), frozenset())
+    assert budget.rest_device is None
 
 
 def test_lists_and_sets_become_what_cannot_change() -> None:
@@ -79,6 +81,7 @@ def test_a_budget_survives_pickling_copying_and_replacing() -> None:
         ({"amounts": {"cuda:1": 1, "cuda:0": 1, "cpu": True}}, "amounts['cpu']", "bytes are whole numbers"),
         ({"compute_device": "CUDA 0"}, "compute_device", "a device name is lower-case"),
         ({"auto_devices": frozenset({"mps"})}, "auto_devices", "name only devices of `order`"),
+        ({"rest_device": "mps"}, "rest_device", "name a device of `order`"),
     ],
 )
 def test_a_budget_that_cannot_be_is_refused(changes: dict[str, Any], field: str, reason: str) -> None:
@@ -118,3 +121,25 @@ def test_a_resolved_budget_explains_what_was_auto_and_where_it_computes() -> Non
     devices = {name: DeviceMemory(total=16 * GIB, free=16 * GIB) for name in ("cuda:0", "cpu")}
     text = resolve(parse("cuda:0,auto;cpu,*#cuda:0"), model_bytes=10 * GIB, devices=devices).explain()
     assert "(computes, auto)" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "rest_device"),
+    [
+        ("cuda:0,2gb;cpu,*", "cpu"),
+        ("cuda:0,*;cpu,2gb", "cuda:0"),
+        ("cuda:0,25%;cpu,*", "cpu"),
+        ("cuda:0,2gb", "cpu"),
+        ("cpu,2gb#cuda:0", "cuda:0"),
+        ("cuda:0,10gb", None),
+        ("cpu,10gb#cuda:0", None),
+        ("cuda:0,1%;cpu,3%", None),
+        ("cuda:0,0.5;cpu,0.5", None),
+        ("cuda:0,auto;cpu,8gb", None),
+        ("#cuda:0;4;cpu", "cuda:0"),
+    ],
+)
+def test_a_resolved_budget_says_who_takes_the_rest(text: str, rest_device: str | None) -> None:
+    devices = {name: DeviceMemory(total=16 * GIB, free=16 * GIB) for name in ("cuda:0", "cpu")}
+    budget = resolve(parse_wire(text) if "#" in text else parse(text), model_bytes=10 * GIB, devices=devices)
+    assert budget.rest_device == rest_device

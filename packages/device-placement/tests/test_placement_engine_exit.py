@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import torch
 from device_placement import EmulatedBackend, Link, PlacementPlan, TensorHome, UnitPlacement, place
@@ -27,6 +29,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_exit_without_remove_while_copies_are_under_way() -> None:
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from placement_trees import GIB, machine, movable_bytes, trees
 
-from alloc_spec import Budget
+from alloc_spec import Budget, DeviceMemory, parse, resolve
 from block_discovery import BlockTree
-from device_placement import PlacementPlan, Policy, plan
+from device_placement import BudgetTooSmallError, PlacementPlan, Policy, plan
 
 DONORS = ("cuda:1", "cpu", "cuda:2")
 POLICIES: list[Policy] = ["stripe", "interleave", "contiguous", "legacy_tail"]
@@ -114,6 +114,27 @@ def test_whole_unit_policies_never_split_a_unit_between_compute_and_donors(
 def test_planning_twice_gives_the_same_plan(request: tuple[BlockTree, Budget, Policy, int]) -> None:
     tree, budget, policy, slots = request
     assert planned(tree, budget, policy, slots) == planned(tree, budget, policy, slots)
+
+
+TEXTS = ["cuda:0,40%;cuda:1,*;cpu,20%", "cuda:0,auto;cuda:1,*", "cuda:1,1kb;cuda:0,*", "cpu,30%;cuda:1,*;cuda:0,auto"]
+
+
+@given(trees(), st.sampled_from(TEXTS), st.sampled_from(POLICIES))
+def test_a_budget_resolved_beforehand_gives_the_plan_of_its_text(tree: BlockTree, text: str, policy: Policy) -> None:
+    hardware = machine(GIB, donors=DONORS)
+    memory = {
+        device.name: DeviceMemory(total=device.total_bytes, free=device.free_bytes, reserve=device.reserve_bytes)
+        for device in hardware.devices
+    }
+    budget = resolve(parse(text), model_bytes=tree.size_bytes, devices=memory, compute_device="cuda:0")
+
+    def outcome(allocation: Budget | str) -> PlacementPlan | str:
+        try:
+            return plan(tree, allocation, hardware, policy=policy)
+        except BudgetTooSmallError as error:
+            return str(error)
+
+    assert outcome(budget) == outcome(text)
 
 
 @given(requests())

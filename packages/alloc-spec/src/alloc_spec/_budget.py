@@ -22,6 +22,8 @@ class Budget:
         compute_device: where the model computes, or None where nobody said.
         warnings: what the user should know though it works.
         auto_devices: devices whose amount was `auto`, filled conservatively; a planner may shrink or grow them.
+        rest_device: the device that takes what the others leave, asked (`*`) or unasked; None where every amount was
+            asked for. A planner that cuts the model between tensors puts the odd bytes there.
 
     Raises:
         AllocValueError: a device twice or without an amount, a negative amount, a name that is not canonical.
@@ -36,6 +38,7 @@ class Budget:
     compute_device: str | None = None
     warnings: tuple[str, ...] = ()
     auto_devices: frozenset[str] = frozenset()
+    rest_device: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", tuple(self.order))
@@ -50,6 +53,8 @@ class Budget:
             check_device("compute_device", self.compute_device)
         if not self.auto_devices <= set(self.order):
             raise AllocValueError("auto_devices", sorted(self.auto_devices), "name only devices of `order`")
+        if self.rest_device is not None and self.rest_device not in self.order:
+            raise AllocValueError("rest_device", self.rest_device, "name a device of `order`")
 
     @property
     def model_bytes(self) -> int:
@@ -101,7 +106,9 @@ class Budget:
         return self.order
 
     def __reduce__(self) -> tuple[Callable[..., "Budget"], tuple[object, ...]]:
-        return _rebuild, (self.order, self.as_dict(), self.compute_device, self.warnings, self.auto_devices)
+        return _rebuild, (
+            self.order, self.as_dict(), self.compute_device, self.warnings, self.auto_devices, self.rest_device
+        )  # fmt: skip
 
 
 def _width(cell: object) -> int:
@@ -114,7 +121,13 @@ def _rebuild(
     compute_device: str | None,
     warnings: tuple[str, ...],
     auto_devices: frozenset[str],
+    rest_device: str | None,
 ) -> Budget:
     return Budget(
-        order=order, amounts=amounts, compute_device=compute_device, warnings=warnings, auto_devices=auto_devices
+        order=order,
+        amounts=amounts,
+        compute_device=compute_device,
+        warnings=warnings,
+        auto_devices=auto_devices,
+        rest_device=rest_device,
     )

@@ -64,12 +64,14 @@ def settle(
         _settle_ratio(spec, ledger)
     else:
         _settle_phases(spec, ledger, compute_device)
+    rest_device = spec.rest_device or implied_home(spec, compute_device)
     return Budget(
         order=tuple(ledger.amounts),
         amounts=ledger.amounts,
         compute_device=compute_device,
         warnings=tuple(ledger.warnings),
         auto_devices=frozenset(entry.device for entry in spec.entries if isinstance(entry.amount, Auto)),
+        rest_device=rest_device if rest_device in ledger.amounts else None,
     )
 
 

@@ -61,23 +61,15 @@ def plan(
     """
     if slots < 1:
         raise InvalidPlanError(f"{slots} slots cannot receive anything; use 1 or more (2 overlap copy and compute)")
-    asked = _resolved(tree, budget, hardware)
-    request = _request(tree, asked.budget, hardware, asked.flexible)
+    resolved = _resolved(tree, budget, hardware)
+    request = _request(tree, resolved, hardware)
     propose = layout(tree, request.wish, policy=policy, slots=slots, unit_seconds=unit_seconds)
-    trial = _Trial(request=request, layout=propose, policy=policy, slots=slots, warnings=asked.budget.warnings)
+    trial = _Trial(request=request, layout=propose, policy=policy, slots=slots, warnings=resolved.warnings)
     chosen = trial.largest_fitting() if request.may_choose else trial.plan(request.resident_bytes)
     _check_compute(chosen, trial, hardware)
     for donor in chosen.donors:
         _check_donor(chosen, donor, hardware)
     return chosen
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """A resolved budget, and the devices whose amounts are the planner's to change."""
-
-    budget: Budget
-    flexible: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,21 +136,18 @@ class _Trial:
         return proposal.compute_peak_bytes <= self.request.usable_bytes
 
 
-def _resolved(tree: BlockTree, budget: Budget | AllocationSpec | str, hardware: Hardware) -> _Asked:
+def _resolved(tree: BlockTree, budget: Budget | AllocationSpec | str, hardware: Hardware) -> Budget:
     if isinstance(budget, Budget):
-        return _Asked(budget=budget, flexible=budget.auto_devices)
+        return budget
     spec = alloc_spec.parse(budget) if isinstance(budget, str) else budget
     memory = {
         device.name: DeviceMemory(total=device.total_bytes, free=device.free_bytes, reserve=device.reserve_bytes)
         for device in hardware.devices
     }
-    resolved = alloc_spec.resolve(spec, model_bytes=tree.size_bytes, devices=memory, compute_device=hardware.compute)
-    rest = {entry.device for entry in spec.entries if isinstance(entry.amount, alloc_spec.Rest)}
-    implied = set(resolved.order) - set(spec.devices)
-    return _Asked(budget=resolved, flexible=resolved.auto_devices | rest | implied)
+    return alloc_spec.resolve(spec, model_bytes=tree.size_bytes, devices=memory, compute_device=hardware.compute)
 
 
-def _request(tree: BlockTree, budget: Budget, hardware: Hardware, flexible: frozenset[str]) -> _Request:
+def _request(tree: BlockTree, budget: Budget, hardware: Hardware) -> _Request:
     compute = hardware.compute
     if budget.compute_device not in (None, compute):
         raise InvalidPlanError(
@@ -175,12 +164,13 @@ def _request(tree: BlockTree, budget: Budget, hardware: Hardware, flexible: froz
     order = budget.order if compute in budget.order else (compute, *budget.order)
     donors = [name for name in order if name != compute]
     amounts = {name: budget.bytes_for(name) for name in donors}
+    flexible = [name for name in donors if name in budget.auto_devices or name == budget.rest_device]
     elastic = _elastic(donors, amounts, hardware, flexible)
     rest = sum(unit.size_bytes for unit in tree.units if unit.kind == "rest")
     may_choose = compute in budget.auto_devices and elastic is not None
     resident = budget.bytes_for(compute)
     if may_choose:
-        resident += sum(amounts[name] for name in donors if name in flexible)
+        resident += sum(amounts[name] for name in flexible)
     warnings: list[str] = []
     if resident < rest:
         _check_rest(compute, rest, resident, tree.size_bytes)
@@ -200,7 +190,7 @@ def _request(tree: BlockTree, budget: Budget, hardware: Hardware, flexible: froz
     )
 
 
-def _elastic(donors: list[str], amounts: Mapping[str, int], hardware: Hardware, flexible: frozenset[str]) -> str | None:
+def _elastic(donors: list[str], amounts: Mapping[str, int], hardware: Hardware, flexible: list[str]) -> str | None:
     """The donor that takes the rounding: one whose amount is nobody's wish if there is one, then the roomiest."""
     return max(
         donors,
