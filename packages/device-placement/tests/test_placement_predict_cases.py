@@ -24,7 +24,7 @@ MB = 1_024_000  # a multiple of the alignment, so that bytes over bandwidth come
 HARDWARE = machine(24 * GIB, gb_per_second=1.024, latency_seconds=0)  # 1 MB a millisecond
 
 
-def half_streamed(blocks: int = 4, *, policy: Policy = "interleave", slots: int = 2) -> PlacementPlan:
+def half_streamed(blocks: int = 8, *, policy: Policy = "interleave", slots: int = 2) -> PlacementPlan:
     """Blocks of 10 MB (10 ms on the link), every second one streamed."""
     tree = tree_of([(10 * MB,)] * blocks)
     half = tree.size_bytes // 2
@@ -42,10 +42,10 @@ def test_copies_hide_behind_compute() -> None:
 
 def test_a_slow_link_is_the_bound() -> None:
     estimate = predict(half_streamed(), HARDWARE, compute_seconds=0.008)
-    assert estimate.transfer_seconds == pytest.approx(0.020)
-    assert estimate.seconds == pytest.approx(0.020)
+    assert estimate.transfer_seconds == pytest.approx(0.040)
+    assert estimate.seconds == pytest.approx(0.040)
     assert estimate.bound == "link"
-    assert estimate.slowdown == pytest.approx(2.5)
+    assert estimate.slowdown == pytest.approx(5.0)
 
 
 def test_too_few_slots_are_the_bound_when_neither_link_nor_compute_is() -> None:
@@ -66,19 +66,19 @@ def test_a_resident_model_costs_nothing_extra() -> None:
 
 def test_latency_is_paid_once_a_copy() -> None:
     slow = machine(24 * GIB, gb_per_second=1.024, latency_seconds=0.005)
-    assert predict(half_streamed(), slow).transfer_seconds == pytest.approx(2 * 0.015)
+    assert predict(half_streamed(), slow).transfer_seconds == pytest.approx(4 * 0.015)
 
 
 def test_without_a_compute_time_only_transfers_and_bytes_are_known() -> None:
     estimate = predict(half_streamed(), HARDWARE)
     assert (estimate.seconds, estimate.compute_seconds, estimate.slowdown) == (None, None, None)
     assert (estimate.bound, estimate.efficiency, estimate.spans) == (None, None, ())
-    assert estimate.transfer_seconds == pytest.approx(0.020)
+    assert estimate.transfer_seconds == pytest.approx(0.040)
 
 
 def test_peak_bytes_count_residents_and_slots_and_donor_buffers() -> None:
     estimate = predict(half_streamed(), HARDWARE)
-    assert estimate.peak_bytes == {"cuda:0": 20 * MB + 2 * 10 * MB, "cpu": 20 * MB}
+    assert estimate.peak_bytes == {"cuda:0": 40 * MB + 2 * 10 * MB, "cpu": 40 * MB}
 
 
 def test_donors_behind_one_ingress_take_turns_and_others_do_not() -> None:
@@ -100,7 +100,22 @@ def test_a_unit_called_twice_is_copied_twice() -> None:
     result = half_streamed()
     paths = [unit.path for unit in result.units]
     estimate = predict(result, HARDWARE, compute_seconds=0.001, call_order=paths + paths)
-    assert estimate.transfer_seconds == pytest.approx(0.040)
+    assert estimate.transfer_seconds == pytest.approx(0.080)
+
+
+def test_no_more_streamed_units_than_slots_stay_where_they_are() -> None:
+    result = half_streamed(4)
+    estimate = predict(result, HARDWARE, compute_seconds=0.008)
+    assert (estimate.transfer_seconds, estimate.seconds, estimate.bound) == (0.0, pytest.approx(0.008), "compute")
+    assert {span.kind for span in estimate.spans} == {"compute"}
+    fetched_in_turn = predict(result, HARDWARE, compute_seconds=0.008, overlap=False)
+    assert (fetched_in_turn.transfer_seconds, fetched_in_turn.seconds) == (0.020, pytest.approx(0.028))
+
+
+def test_a_unit_called_again_at_once_is_copied_once() -> None:
+    result = half_streamed()
+    twice = [unit.path for unit in result.units for _ in range(2)]
+    assert predict(result, HARDWARE, call_order=twice).transfer_seconds == pytest.approx(0.040)
 
 
 def test_a_unit_never_called_is_never_copied() -> None:
@@ -125,7 +140,7 @@ def test_unit_seconds_give_the_shape_and_compute_seconds_the_total() -> None:
     shape = {unit.path: 1.0 + index for index, unit in enumerate(result.units)}
     own = predict(result, HARDWARE, unit_seconds=shape)
     scaled = predict(result, HARDWARE, unit_seconds=shape, compute_seconds=1.0)
-    assert own.compute_seconds == pytest.approx(10.0)
+    assert own.compute_seconds == pytest.approx(36.0)
     assert scaled.compute_seconds == pytest.approx(1.0)
 
 
@@ -173,7 +188,7 @@ def test_impossible_times_are_errors(seconds: float) -> None:
     with pytest.raises(InvalidPlanError, match="finite seconds"):
         predict(half_streamed(), HARDWARE, compute_seconds=seconds)
     with pytest.raises(InvalidPlanError, match=r"unit_seconds\['blocks\.0'\]"):
-        predict(half_streamed(), HARDWARE, unit_seconds={f"blocks.{index}": seconds for index in range(4)})
+        predict(half_streamed(), HARDWARE, unit_seconds={f"blocks.{index}": seconds for index in range(8)})
 
 
 def test_a_missing_or_unknown_unit_is_an_error() -> None:

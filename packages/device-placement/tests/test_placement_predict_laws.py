@@ -141,10 +141,12 @@ def test_the_steady_pass_is_the_slope_of_the_recurrence_written_down_plainly(
     ends: list[float] = []  # of streamed calls
     compute_end = 0.0
     marks = []
+    streamed = sum(bool(unit.streamed("cuda:0")) for unit in plan.units)
     for _ in range(passes):
         for unit in plan.units:
             arrived = 0.0
-            for donor, homes in unit.streamed("cuda:0").items():
+            # What fits into the slots stays there.
+            for donor, homes in unit.streamed("cuda:0").items() if streamed > plan.slots else ():
                 link = hardware.link(donor, "cuda:0")
                 slot_free = ends[len(ends) - plan.slots] if len(ends) >= plan.slots else 0.0
                 start = max(ingress_free[link.ingress], slot_free)

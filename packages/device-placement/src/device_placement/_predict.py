@@ -27,7 +27,8 @@ def predict(
     """Predict one steady forward pass of a placed model.
 
     A unit starts when its streamed bytes have arrived and its predecessor is done; a copy starts when its link and a
-    slot are free; copies on links that share an ingress take turns, and go on across the end of a pass.
+    slot are free; copies on links that share an ingress take turns, and go on across the end of a pass. What is still
+    in its slot when it is called again is not copied: with no more streamed units than slots, nothing is.
 
     Args:
         plan: placement of every unit; pure data, needs no device.
@@ -59,8 +60,10 @@ def predict(
     for donor in plan.donors:
         hardware.device(donor)
     order = _order(plan, call_order)
-    copies = {unit.path: _copies(unit, hardware) for unit in plan.units}
-    busy = _busy_seconds([copy for unit in order for copy in copies[unit.path]])
+    by_path = {unit.path: _copies(unit, hardware) for unit in plan.units}
+    needed = [by_path[unit.path] for unit in order]
+    copies = _without_kept(order, needed, plan.slots) if overlap else needed
+    busy = _busy_seconds([copy for call in copies for copy in call])
     transfer = max(busy.values(), default=0.0)
     peak = {device: _donor_bytes(plan, device) for device in plan.donors} | {plan.compute: plan.compute_peak_bytes}
     seconds = _call_seconds(order, compute_seconds, unit_seconds)
@@ -74,7 +77,7 @@ def predict(
             peak_bytes=peak,
         )
     calls = [
-        Call(unit=unit.path, seconds=own, copies=copies[unit.path]) for unit, own in zip(order, seconds, strict=True)
+        Call(unit=unit.path, seconds=own, copies=call) for unit, own, call in zip(order, seconds, copies, strict=True)
     ]
     steady = steady_pass(calls, slots=plan.slots, overlap=overlap)
     compute = math.fsum(seconds)
@@ -112,6 +115,28 @@ def _copies(unit: UnitPlacement, hardware: Hardware) -> tuple[Copy, ...]:
         size_bytes = sum(aligned_bytes(home.size_bytes) for home in homes)
         copies.append(Copy(donor=donor, ingress=link.ingress, seconds=link.copy_seconds(size_bytes)))
     return tuple(copies)
+
+
+def _without_kept(
+    order: Sequence[UnitPlacement], copies: Sequence[tuple[Copy, ...]], slots: int
+) -> list[tuple[Copy, ...]]:
+    """The copies of each call, none where its unit is in a slot since the last time.
+
+    Slots hold the units that are called next, so that one stays if fewer than `slots` others come in between.
+    """
+    streamed = [(index, unit.path) for index, unit in enumerate(order) if copies[index]]
+    result = list(copies)
+    for position, (index, path) in enumerate(streamed):
+        between: set[str] = set()
+        for back in range(1, len(streamed) + 1):
+            other = streamed[position - back][1]
+            if other == path:
+                result[index] = ()
+                break
+            between.add(other)
+            if len(between) == slots:
+                break
+    return result
 
 
 def _busy_seconds(copies: Sequence[Copy]) -> dict[str, float]:
