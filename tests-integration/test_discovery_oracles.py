@@ -10,6 +10,7 @@ import torch
 
 import discovery_oracles
 from block_discovery import discover, trace_calls
+from get_comfyui import find_comfyui
 from score_discovery import Score, holds, render, score_family
 
 # Smallest shares measured, so that a change of the cut that loses a model is seen.
@@ -25,7 +26,7 @@ FAMILIES = [
 
 @cache
 def scores_of(family: str) -> list[Score]:
-    if family == "comfy" and discovery_oracles.find_comfyui() is None:
+    if family == "comfy" and find_comfyui() is None:
         pytest.skip("no ComfyUI checkout at COMFYUI_PATH or ~/.cache/torchspan/ComfyUI")
     pytest.importorskip(LIBRARIES[family])
     return score_family(family)
@@ -91,7 +92,7 @@ def test_a_real_transformer_calls_its_units_in_the_order_that_discovery_lists_th
 
 @pytest.mark.host
 def test_containers_that_comfyui_bypasses_are_divided_into_what_it_calls() -> None:
-    if discovery_oracles.find_comfyui() is None:
+    if find_comfyui() is None:
         pytest.skip("no ComfyUI checkout at COMFYUI_PATH or ~/.cache/torchspan/ComfyUI")
     unet = discovery_oracles.import_comfy("comfy.ldm.modules.diffusionmodules.openaimodel").UNetModel
     model = unet(

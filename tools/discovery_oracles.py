@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from get_comfyui import find_comfyui
 
 DATA = Path(__file__).resolve().parents[1] / "tests-integration" / "data"
 FAMILIES = ("comfy", "diffusers", "transformers")
@@ -87,13 +88,6 @@ def _build_transformers(name: str, entry: Mapping[str, Any]) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name))
     return model
-
-
-def find_comfyui() -> Path | None:
-    """The ComfyUI checkout at COMFYUI_PATH or in the cache folder, or None."""
-    given = os.environ.get("COMFYUI_PATH")
-    folder = Path(given) if given else Path.home() / ".cache" / "torchspan" / "ComfyUI"
-    return folder if (folder / "comfy" / "ops.py").is_file() else None
 
 
 @contextmanager

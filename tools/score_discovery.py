@@ -38,6 +38,7 @@ from pathlib import Path
 import discovery_oracles
 from block_discovery import BlockTree, discover, discover_names
 from discovery_oracles import FAMILIES, Oracle
+from get_comfyui import find_comfyui
 
 MAX_UNIT_FRACTION = 0.125
 ENOUGH = 0.95
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object a model instead of the table")
     options = parser.parse_args(arguments)
     families = options.family or list(FAMILIES)
-    if options.family is None and discovery_oracles.find_comfyui() is None:
+    if options.family is None and find_comfyui() is None:
         print("comfy skipped: no ComfyUI checkout at COMFYUI_PATH or ~/.cache/torchspan/ComfyUI", file=sys.stderr)
         families.remove("comfy")
     scores = [score for family in families for score in score_family(family)]

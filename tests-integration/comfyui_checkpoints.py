@@ -1,0 +1,316 @@
+"""Tiny checkpoints that ComfyUI's own detection accepts, with seeded random weights, and what it takes to sample them.
+
+Names and shapes come from the model classes of the ComfyUI checkout itself, so nothing here repeats them. Run
+`python tests-integration/comfyui_checkpoints.py FOLDER` to write all into the subfolders of a `models` folder; tests
+do that in a process of its own, because importing ComfyUI decides about devices for the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from discovery_oracles import import_comfy
+
+Weights = dict[str, torch.Tensor]
+SEED = 0
+LORA_RANK = 4
+GGUF_TYPE = gguf.GGMLQuantizationType.Q8_0
+CLIP_WIDTH, CLIP_LAYERS = 768, 12
+CHECKPOINT = "tiny_sd15_checkpoint.safetensors"
+TEXT_ENCODER = "tiny_clip_l.safetensors"
+VAE = "tiny_vae.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """What a model is conditioned on, without a text encoder: `[1, tokens, width]`, seeded.
+
+    Attributes:
+        tokens: of the text.
+        width: of each token.
+        pooled_width: of the pooled text; 0 where the model takes none.
+        mask: the model asks for an attention mask, `[1, tokens]`.
+    """
+
+    tokens: int = 7
+    width: int
+    pooled_width: int = 0
+    mask: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyModel:
+    """One architecture, small.
+
+    Attributes:
+        path: module and class in ComfyUI.
+        arguments: of its constructor.
+        latent_node: core node that makes an empty latent, with its inputs.
+        latent_shape: of what is sampled.
+        conditioning: of the sampler.
+        metadata: of the file, where detection needs it.
+    """
+
+    path: str
+    arguments: Mapping[str, Any]
+    latent_node: tuple[str, Mapping[str, int]]
+    latent_shape: tuple[int, ...]
+    conditioning: Conditioning
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+_LTXV = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 32,
+    "cross_attention_dim": 128,
+    "caption_channels": 1024,
+    "num_layers": 2,
+}
+
+TINY_MODELS: Mapping[str, TinyModel] = {
+    "flux": TinyModel(
+        path="comfy.ldm.flux.model.Flux",
+        arguments={
+            "in_channels": 16,
+            "out_channels": 16,
+            "vec_in_dim": 32,
+            "context_in_dim": 1024,
+            "hidden_size": 128,
+            "mlp_ratio": 4.0,
+            "num_heads": 1,
+            "depth": 2,
+            "depth_single_blocks": 2,
+            "axes_dim": [16, 56, 56],
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": True,
+            "txt_ids_dims": [],
+        },
+        latent_node=("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        latent_shape=(1, 16, 8, 8),
+        conditioning=Conditioning(width=1024, pooled_width=32),
+    ),
+    "wan": TinyModel(
+        path="comfy.ldm.wan.model.WanModel",
+        arguments={
+            "model_type": "t2v",
+            "dim": 128,
+            "ffn_dim": 256,
+            "num_layers": 2,
+            "num_heads": 1,
+            "text_dim": 4096,
+            "cross_attn_norm": True,
+        },
+        latent_node=("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 9, "batch_size": 1}),
+        latent_shape=(1, 16, 3, 8, 8),
+        conditioning=Conditioning(width=4096),
+    ),
+    "ltxv": TinyModel(
+        path="comfy.ldm.lightricks.model.LTXVModel",
+        arguments=_LTXV,
+        latent_node=("EmptyLTXVLatentVideo", {"width": 128, "height": 128, "length": 17, "batch_size": 1}),
+        latent_shape=(1, 128, 3, 4, 4),
+        conditioning=Conditioning(width=1024, mask=True),
+        metadata={"config": json.dumps({"transformer": _LTXV})},
+    ),
+    "sd15": TinyModel(
+        path="comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
+        arguments={
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 320,
+            "num_res_blocks": [1],
+            "channel_mult": [1],
+            "transformer_depth": [1],
+            "transformer_depth_output": [1, 1],
+            "transformer_depth_middle": 1,
+            "context_dim": CLIP_WIDTH,
+            "num_heads": 8,
+            "use_spatial_transformer": True,
+            "legacy": False,
+        },
+        latent_node=("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        latent_shape=(1, 4, 8, 8),
+        conditioning=Conditioning(width=CLIP_WIDTH),
+    ),
+}
+
+
+def diffusion_weights(name: str, *, seed: int = SEED) -> Weights:
+    """The float32 weights of a tiny model under the names of its architecture."""
+    tiny = TINY_MODELS[name]
+    module, _, class_name = tiny.path.rpartition(".")
+    operations = import_comfy("comfy.ops").disable_weight_init
+    model_class = getattr(import_comfy(module), class_name)
+    model = model_class(**tiny.arguments, dtype=torch.float32, device=torch.device("meta"), operations=operations)
+    return {key: _random(key, tuple(value.shape), seed) for key, value in model.state_dict().items()}
+
+
+def _random(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Weights that keep activations near 1; each tensor depends on its name and the seed alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) > 1:
+        return noise * (0.5 / math.sqrt(math.prod(shape[1:])))
+    if name.endswith(("weight", "scale")):
+        return 1 + 0.1 * noise
+    return 0.1 * noise
+
+
+def write_diffusion_model(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+    """Write `diffusion_models/tiny_NAME[_DTYPE].safetensors` below `folder`."""
+    suffix = "" if dtype is torch.float32 else f"_{str(dtype).removeprefix('torch.')}"
+    weights = {key: value.to(dtype) for key, value in diffusion_weights(name).items()}
+    return _save(weights, folder / "diffusion_models" / f"tiny_{name}{suffix}.safetensors", TINY_MODELS[name].metadata)
+
+
+def write_gguf_twin(folder: Path, name: str) -> tuple[Path, Path]:
+    """Write `diffusion_models/tiny_NAME_q8_0.gguf` and its dequantised twin `tiny_NAME_q8_0_dense.safetensors`.
+
+    As converters do, matrices whose rows are whole blocks are quantised, the rest is kept in float32. The twin holds
+    the numbers that the packed weights stand for, computed by the gguf package: a stock node runs what ours must equal.
+    """
+    target = folder / "diffusion_models" / f"tiny_{name}_q8_0.gguf"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    block_size, _ = gguf.GGML_QUANT_SIZES[GGUF_TYPE]
+    writer = gguf.GGUFWriter(target, name)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    dense: Weights = {}
+    for key, tensor in diffusion_weights(name).items():
+        array = tensor.numpy()
+        if tensor.ndim == 2 and tensor.shape[1] % block_size == 0:
+            packed = gguf.quants.quantize(array, GGUF_TYPE)
+            writer.add_tensor(key, packed, raw_dtype=GGUF_TYPE)
+            array = gguf.quants.dequantize(packed, GGUF_TYPE).reshape(tensor.shape)
+        else:
+            writer.add_tensor(key, array)
+        dense[key] = torch.from_numpy(np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    twin = target.with_name(f"tiny_{name}_q8_0_dense.safetensors")
+    return target, _save(dense, twin, TINY_MODELS[name].metadata)
+
+
+def write_lora(folder: Path, name: str) -> Path:
+    """Write `loras/tiny_NAME_lora.safetensors`: a low-rank change of every linear layer inside the blocks."""
+    low_rank: Weights = {}
+    for key, tensor in diffusion_weights(name).items():
+        if tensor.ndim == 2 and key.endswith(".weight") and "block" in key:
+            layer = f"diffusion_model.{key.removesuffix('.weight')}"
+            rows, columns = tensor.shape
+            low_rank[f"{layer}.lora_up.weight"] = _random(f"{layer}.up", (rows, LORA_RANK), SEED)
+            low_rank[f"{layer}.lora_down.weight"] = _random(f"{layer}.down", (LORA_RANK, columns), SEED)
+            low_rank[f"{layer}.alpha"] = torch.tensor(float(LORA_RANK))
+    return _save(low_rank, folder / "loras" / f"tiny_{name}_lora.safetensors")
+
+
+def vae_weights() -> Weights:
+    """A tiny autoencoder for SD 1.5 latents, as `taesd_decoder.*` and `taesd_encoder.*`."""
+    with torch.device("meta"):
+        model = import_comfy("comfy.taesd.taesd").TAESD(latent_channels=4)
+    return {
+        key: torch.tensor(1.0) if not value.ndim else _random(key, tuple(value.shape), SEED)
+        for key, value in model.state_dict().items()
+    }
+
+
+def text_encoder_weights() -> Weights:
+    """A CLIP-L text encoder in float16: its shape is fixed by ComfyUI, so all layers but the first only pass on.
+
+    A layer whose matrices are zero adds nothing to its residual stream; that makes 123 million weights quick to write.
+    """
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.token_embedding.weight": (49408, CLIP_WIDTH),
+        "embeddings.position_embedding.weight": (77, CLIP_WIDTH),
+    }
+    norms = ["final_layer_norm"]
+    for layer in range(CLIP_LAYERS):
+        at = f"encoder.layers.{layer}"
+        norms += [f"{at}.layer_norm1", f"{at}.layer_norm2"]
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes[f"{at}.self_attn.{part}.weight"] = (CLIP_WIDTH, CLIP_WIDTH)
+            shapes[f"{at}.self_attn.{part}.bias"] = (CLIP_WIDTH,)
+        for part, sizes in (("fc1", (4 * CLIP_WIDTH, CLIP_WIDTH)), ("fc2", (CLIP_WIDTH, 4 * CLIP_WIDTH))):
+            shapes[f"{at}.mlp.{part}.weight"] = sizes
+            shapes[f"{at}.mlp.{part}.bias"] = sizes[:1]
+    for norm in norms:
+        shapes |= {f"{norm}.weight": (CLIP_WIDTH,), f"{norm}.bias": (CLIP_WIDTH,)}
+    return {
+        f"text_model.{key}": (
+            _random(key, shape, SEED) if ".layers." not in key or ".layers.0." in key else torch.zeros(shape)
+        ).half()
+        for key, shape in shapes.items()
+    }
+
+
+def write_vae(folder: Path) -> Path:
+    """Write `vae/tiny_vae.safetensors`."""
+    return _save(vae_weights(), folder / "vae" / VAE)
+
+
+def write_text_encoder(folder: Path) -> Path:
+    """Write `text_encoders/tiny_clip_l.safetensors`, 246 MB."""
+    return _save(text_encoder_weights(), folder / "text_encoders" / TEXT_ENCODER)
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Write `checkpoints/tiny_sd15_checkpoint.safetensors`: diffusion model, text encoder and autoencoder in one."""
+    parts = {
+        "model.diffusion_model.": diffusion_weights("sd15"),
+        "cond_stage_model.transformer.": text_encoder_weights(),
+        "first_stage_model.": vae_weights(),
+    }
+    weights = {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.items()}
+    return _save(weights, folder / "checkpoints" / CHECKPOINT)
+
+
+def _save(weights: Weights, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata=dict(metadata or {}))
+    return path
+
+
+def writers() -> dict[str, Callable[[Path], object]]:
+    """Everything that can be written, by name."""
+    tasks: dict[str, Callable[[Path], object]] = {
+        "flux-bf16": lambda folder: write_diffusion_model(folder, "flux", torch.bfloat16),
+        "flux-gguf": lambda folder: write_gguf_twin(folder, "flux"),
+        "vae": write_vae,
+        "clip": write_text_encoder,
+        "checkpoint": write_checkpoint,
+    }
+    for name in TINY_MODELS:
+        tasks[name] = lambda folder, name=name: write_diffusion_model(folder, name)  # type: ignore[misc]
+        tasks[f"{name}-lora"] = lambda folder, name=name: write_lora(folder, name)  # type: ignore[misc]
+    return tasks
+
+
+def main() -> None:
+    """Write the files that are asked for."""
+    parser = argparse.ArgumentParser(description="Write tiny checkpoints into a models folder.")
+    parser.add_argument("folder", type=Path, help="the models folder")
+    parser.add_argument("names", nargs="*", help=f"what to write (default: all of {', '.join(writers())})")
+    options = parser.parse_args()
+    tasks = writers()
+    for name in options.names or tasks:
+        tasks[name](options.folder)
+
+
+if __name__ == "__main__":
+    main()
