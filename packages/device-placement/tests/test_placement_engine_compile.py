@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from placement_models import Machine, emulated, example_input, part, plan_for, s
 from torch._dynamo.testing import CompileCounter
 
 from device_placement import place
+from device_placement._never_compiled import never_compiled
 
 
 @pytest.fixture(params=[same_device, emulated])
@@ -59,3 +63,51 @@ def test_another_placement_needs_no_new_compilation(machine: Machine) -> None:
             for _ in range(2):
                 assert torch.equal(model(x), expected)
     assert counter.frame_count == 1
+
+
+LATER = """
+import sys
+import torch
+from placement_models import emulated, example_input, part, plan_for, stack
+from device_placement import place
+model, x, machine = stack(), example_input(), emulated()
+with torch.no_grad(), place(model, plan_for(model, machine), backend=machine.make_backend()) as handle:
+    expected = model(x)
+    print("torch._dynamo" in sys.modules)
+    from torch._dynamo.testing import CompileCounter
+    counters = CompileCounter(), CompileCounter()
+    compiled = torch.compile(model, backend=counters[0])
+    print(all(torch.equal(compiled(x), expected) for _ in range(3)))
+    for index in range(5):
+        part(model, f"blocks.{index}").compile(backend=counters[1])
+    print(all(torch.equal(model(x), expected) for _ in range(3)))
+    print([counter.frame_count for counter in counters], handle.stats().calls, handle.stats().surprises)
+"""
+
+
+def test_a_torch_without_the_interpreter_hook_disables_at_a_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C._dynamo.eval_frame, "_FrameExecStrategy")
+    called = never_compiled(torch.compiler.is_compiling)
+    counter = CompileCounter()
+
+    @torch.compile(backend=counter)
+    def doubled(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        return x + x, called()
+
+    assert doubled(torch.ones(1))[1] is False
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+def test_the_compiler_is_imported_by_who_compiles_and_may_come_after_the_placement() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", LATER],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[:-1] == ["False", "True", "True", "[1, 1] 35 0"]
+    assert "recompile" not in result.stderr

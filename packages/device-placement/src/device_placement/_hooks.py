@@ -13,12 +13,12 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from device_placement._engine import Engine
 from device_placement._errors import HandleStateError
+from device_placement._never_compiled import never_compiled
 from device_placement._streamed import StreamedUnit
 
 
@@ -76,25 +76,21 @@ def is_placed(model: nn.Module) -> bool:
 
 def install(model: nn.Module, engine: Engine) -> list[RemovableHandle]:
     """Connect a model with its engine; the handles disconnect them."""
-    enter, leave, enter_part, leave_part, enter_model = (
-        torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-        for function in (_enter, _leave, _enter_part, _leave_part, _enter_model)
-    )
     handles = [
-        model.register_forward_pre_hook(UnitHook(enter_model, engine), prepend=True),
+        model.register_forward_pre_hook(UnitHook(_enter_model, engine), prepend=True),
         model.register_load_state_dict_post_hook(ReloadHook(_note_reload, engine)),  # type: ignore[no-untyped-call]
     ]
     for unit in engine.units:
         module = caller_of(model, unit.path)
         unit.callers.append(module)
         # Other pre-hooks must see the weights that the forward will see.
-        handles.append(module.register_forward_pre_hook(UnitHook(enter, engine, unit), prepend=True))
-        handles.append(module.register_forward_hook(UnitHook(leave, engine, unit), always_call=True))
+        handles.append(module.register_forward_pre_hook(UnitHook(_enter, engine, unit), prepend=True))
+        handles.append(module.register_forward_hook(UnitHook(_leave, engine, unit), always_call=True))
         for part in _parts_with_tensors(module, unit):
             site = _Site()
             unit.scouts[part] = (
-                part.register_forward_pre_hook(UnitHook(enter_part, engine, unit, site), prepend=True),
-                part.register_forward_hook(UnitHook(leave_part, engine, unit, site), always_call=True),
+                part.register_forward_pre_hook(UnitHook(_enter_part, engine, unit, site), prepend=True),
+                part.register_forward_hook(UnitHook(_leave_part, engine, unit, site), always_call=True),
             )
             handles.extend(unit.scouts[part])
     return handles
@@ -126,16 +122,19 @@ class _Site:
         self.entered = 0
 
 
+@never_compiled
 def _enter(engine: Engine, unit: StreamedUnit, module: nn.Module, args: Any) -> None:
     if unit.scouts:
         unit.dismiss(list(unit.scouts))
     engine.enter(unit)
 
 
+@never_compiled
 def _leave(engine: Engine, unit: StreamedUnit, module: nn.Module, args: Any, result: Any) -> Any:
     return engine.leave(unit, result)
 
 
+@never_compiled
 def _enter_model(engine: Engine, module: nn.Module, args: Any) -> None:
     engine.enter_model()
 
@@ -144,6 +143,7 @@ def _note_reload(engine: Engine, module: nn.Module, incompatible: Any) -> None:
     engine.note_reload()
 
 
+@never_compiled
 def _enter_part(engine: Engine, unit: StreamedUnit, site: _Site, module: nn.Module, args: Any) -> None:
     """A part of a unit is called although the unit is not: its parent does without the unit's own forward."""
     if engine.is_inside(unit):
@@ -155,6 +155,7 @@ def _enter_part(engine: Engine, unit: StreamedUnit, site: _Site, module: nn.Modu
     site.entered += 1
 
 
+@never_compiled
 def _leave_part(engine: Engine, unit: StreamedUnit, site: _Site, module: nn.Module, args: Any, result: Any) -> Any:
     if not site.entered or not engine.is_inside(unit):
         return None
