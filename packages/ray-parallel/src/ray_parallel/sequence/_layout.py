@@ -10,7 +10,7 @@ owned parts are a partition of the stream. They differ only for a stream that ev
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -111,10 +111,6 @@ class Layout:
         }
         return cls(lengths=dict(lengths), ranks=ranks, rank=rank, held=held, owned=owned)
 
-    def seen_by(self, rank: int) -> Layout:
-        """The same shards from another rank's view."""
-        return replace(self, rank=rank)
-
     def is_whole(self, stream: str) -> bool:
         """Whether every rank holds all of `stream`."""
         return self.ranks == 1 or not self.lengths[stream] or self.held[stream] != self.owned[stream]
@@ -157,22 +153,35 @@ class Layout:
         return torch.cat([pieces[rank][i] for i in range(len(streams)) for rank in range(self.ranks)], dim)
 
     def apart(self, whole: Tensor, streams: Sequence[str], dim: int) -> list[Tensor]:
-        """What each rank holds of `whole`; possibly views."""
-        full = {name: (0, self.lengths[name]) for name in streams}
+        """What each rank holds of a tensor that has everything these ranks own; possibly views."""
+        base = {name: self._owned_by_all(name) for name in streams}
         return [
-            _pick(whole, streams, dim, full, {name: self.held[name][rank] for name in streams})
+            _pick(whole, streams, dim, base, {name: self.held[name][rank] for name in streams})
             for rank in range(self.ranks)
         ]
 
+    def among(self, ranks: Sequence[int], rank: int) -> Layout:
+        """The shards of a few neighbouring ranks, as a layout of their own; `rank` counts within `ranks`."""
+        held = {name: tuple(spans[member] for member in ranks) for name, spans in self.held.items()}
+        owned = {name: tuple(spans[member] for member in ranks) for name, spans in self.owned.items()}
+        return Layout(lengths=self.lengths, ranks=len(ranks), rank=rank, held=held, owned=owned)
+
     def positions(self, streams: Sequence[str], *, owned: bool = False) -> Tensor:
-        """Places, in the concatenation of `streams`, of the tokens this rank holds (or owns); int64, on the CPU."""
-        table = self.owned if owned else self.held
-        places, offset = [], 0
+        """Places, in the concatenation of `streams`, of tokens that this rank holds; int64, on the CPU.
+
+        Args:
+            streams: the concatenation.
+            owned: the tokens that all ranks of this layout together own, instead of those that this one holds.
+        """
+        places, offset = [torch.empty(0, dtype=torch.int64)], 0
         for name in streams:
-            start, end = table[name][self.rank]
+            start, end = self._owned_by_all(name) if owned else self.held[name][self.rank]
             places.append(torch.arange(offset + start, offset + end))
             offset += self.lengths[name]
-        return torch.cat(places) if places else torch.empty(0, dtype=torch.int64)
+        return torch.cat(places)
+
+    def _owned_by_all(self, stream: str) -> Span:
+        return self.owned[stream][0][0], self.owned[stream][-1][1]
 
     def ranges(self, start: int, end: int, streams: Sequence[str]) -> list[Span]:
         """The local ranges of the places [start, end) of the concatenation of `streams`, in their order."""

@@ -76,8 +76,7 @@ class Grid:
     def __post_init__(self) -> None:
         object.__setattr__(self, "streams", _named(self))
         object.__setattr__(self, "inner", tuple(self.inner))
-        if len(self.streams) != 1:
-            raise PlanError(f"a grid holds one stream, got {self.streams}")
+        _one(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,7 @@ class Compressed:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "streams", _named(self))
+        _one(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +275,11 @@ def _named(leaf: Any) -> Streams:
     if not streams or not all(isinstance(name, str) and name for name in streams):
         raise PlanError(f"{type(leaf).__name__} needs the names of its streams, got {leaf.streams!r}")
     return streams
+
+
+def _one(leaf: Any) -> None:
+    if len(leaf.streams) != 1:
+        raise PlanError(f"{type(leaf).__name__} describes one stream, got {', '.join(leaf.streams)}")
 
 
 def _spec(value: Any) -> Spec:
