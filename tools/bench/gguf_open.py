@@ -1,10 +1,12 @@
-"""Time and memory to open GGUF files: this package against gguf.GGUFReader, and two processes against one.
+"""Time and memory to open GGUF files: this package against gguf.GGUFReader and ggml's C, and two processes against one.
 
-Usage: python tools/bench/gguf_open.py [--seconds 5] [--file real.gguf ...]
+Usage: python tools/bench/gguf_open.py [--seconds 5] [--file real.gguf ...] [--ggml-library libggml-base.so]
 
 Without `--file`, three files are made: 1,000 tensors of 4.2 GB (sparse), a vocabulary of 262,144 tokens with 514,906
 merges, and 256 MiB of weights to share. Times are the least of some seconds of repeats; memory is what the first
-opening adds to the resident set of a fresh process, the pages of the file that were read included.
+opening adds to the resident set of a fresh process, the pages of the file that were read included. `--ggml-library` is
+a shared library of ggml with its C reader (the source distribution of ggml-python has it: build the target ggml-base);
+with it, the ratio to C is printed for each opener.
 """
 
 from __future__ import annotations
@@ -28,6 +30,26 @@ OPENERS = {
     "gguf.GGUFReader": "import torch; from gguf import GGUFReader as opener",
 }
 
+C_OPENER = """
+import ctypes, torch
+
+class Parameters(ctypes.Structure):
+    _fields_ = [("no_alloc", ctypes.c_bool), ("context", ctypes.c_void_p)]
+
+ggml = ctypes.CDLL({library!r})
+ggml.gguf_init_from_file.argtypes, ggml.gguf_init_from_file.restype = [ctypes.c_char_p, Parameters], ctypes.c_void_p
+ggml.gguf_free.argtypes, ggml.gguf_free.restype = [ctypes.c_void_p], None
+
+class opener:
+    def __init__(self, path):
+        self.header = ggml.gguf_init_from_file(path.encode(), Parameters(True, None))
+        if not self.header:
+            sys.exit(f"ggml cannot read {{path}}")
+
+    def __del__(self):
+        ggml.gguf_free(self.header)
+"""
+
 TIME_SCRIPT = """
 import json, resource, sys, time
 {importing}
@@ -40,6 +62,7 @@ while not seconds or sum(seconds) < budget:
     seconds.append(time.perf_counter() - start)
     if len(seconds) == 1:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    opened = None
 print(json.dumps([min(seconds) * 1e3, memory / 1024]))
 """
 
@@ -100,10 +123,17 @@ def weights(path: Path) -> None:
     raw.File(tensors=tensors).write(path)
 
 
-def measure(opener: str, path: Path, seconds: float) -> tuple[float, float]:
-    """Least milliseconds to open a file, and MiB of the first time, in a fresh process."""
-    script = TIME_SCRIPT.format(importing=OPENERS[opener])
-    run = subprocess.run([sys.executable, "-c", script, str(path), str(seconds)], capture_output=True, check=True)
+def measure(importing: str, path: Path, seconds: float) -> tuple[float, float]:
+    """Least milliseconds to open a file, and MiB of the first time, in a fresh process.
+
+    Raises:
+        SystemExit: the opener failed; says how.
+    """
+    script = TIME_SCRIPT.format(importing=importing)
+    command = [sys.executable, "-c", script, str(path), str(seconds)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"{path} could not be opened:\n{run.stderr.rstrip()}")
     milliseconds, mebibytes = json.loads(run.stdout)
     return milliseconds, mebibytes
 
@@ -135,7 +165,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5, help="how long each opener repeats itself, at least once")
     parser.add_argument("--file", type=Path, action="append", default=[])
+    parser.add_argument("--ggml-library", type=Path, help="shared library with ggml's C reader, to compare with")
     arguments = parser.parse_args()
+    openers = OPENERS
+    if arguments.ggml_library:
+        openers = {"C (ggml)": C_OPENER.format(library=str(arguments.ggml_library.resolve())), **OPENERS}
     print(f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}")
     with tempfile.TemporaryDirectory() as folder:
         paths: list[Path] = arguments.file
@@ -143,11 +177,14 @@ def main() -> None:
             paths = [Path(folder) / "1000-tensors-4.2GB.gguf", Path(folder) / "262k-tokens-515k-merges.gguf"]
             many_tensors(paths[0])
             vocabulary(paths[1])
-        print(f"{'file':<34}{'opener':<18}{'ms':>10}{'MiB':>9}")
+        print(f"{'file':<34}{'opener':<18}{'ms':>10}{'MiB':>9}" + f"{'of C':>9}" * bool(arguments.ggml_library))
         for path in paths:
-            for opener in OPENERS:
-                milliseconds, mebibytes = measure(opener, path, arguments.seconds)
-                print(f"{path.name:<34}{opener:<18}{milliseconds:>10.2f}{mebibytes:>9.1f}", flush=True)
+            first = None
+            for opener, importing in openers.items():
+                milliseconds, mebibytes = measure(importing, path, arguments.seconds)
+                first = first or milliseconds
+                ratio = f"{milliseconds / first:>8.2f}x" if arguments.ggml_library else ""
+                print(f"{path.name:<34}{opener:<18}{milliseconds:>10.2f}{mebibytes:>9.1f}{ratio}", flush=True)
         if not arguments.file and sys.platform == "linux":
             path = Path(folder) / "weights.gguf"
             weights(path)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import gguf_bytes as raw
 import pytest
 
 BENCH = Path(__file__).parents[3] / "tools" / "bench"
@@ -29,6 +31,48 @@ def run(script: str, *arguments: str) -> str:
 
 def row(table: str, head: str) -> list[str]:
     return next(line.split() for line in table.splitlines() if line.split()[:1] == [head])
+
+
+def test_opening_is_measured_against_python(tmp_path: Path) -> None:
+    path = raw.rich().write(tmp_path / "rich.gguf")
+    table = run("gguf_open.py", "--seconds", "0.1", "--file", str(path))
+    assert [float(line.split()[2]) > 0 for line in table.splitlines()[2:]] == [True] * 3
+    assert "of C" not in table
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_opening_is_measured_against_a_c_library(tmp_path: Path) -> None:
+    # A stand-in for ggml: what is tested here is that its function is found, called and timed, and every handle freed.
+    source, library, log = tmp_path / "ggml.cpp", tmp_path / "libggml.so", tmp_path / "log"
+    source.write_text(
+        f"""
+#include <cstdio>
+struct Parameters {{ bool no_alloc; void* context; }};
+static void say(const char* word) {{ FILE* f = fopen("{log}", "a"); fputs(word, f); fclose(f); }}
+extern "C" void* gguf_init_from_file(const char* path, Parameters given) {{
+  say(given.no_alloc && !given.context && path[0] == '/' ? "open\\n" : "wrong\\n");
+  return new int(1);
+}}
+extern "C" void gguf_free(void* handle) {{ say("free\\n"); delete static_cast<int*>(handle); }}
+"""
+    )
+    subprocess.run(["g++", "-shared", "-fPIC", "-o", str(library), str(source)], check=True, timeout=120)
+    path = raw.rich().write(tmp_path / "rich.gguf")
+    table = run("gguf_open.py", "--seconds", "0.01", "--file", str(path), "--ggml-library", str(library))
+    ratios = [line.split()[-1] for line in table.splitlines()[2:]]
+    assert ratios[0] == "1.00x"
+    assert len(ratios) == 4
+    said = log.read_text().split()
+    assert said == ["open", "free"] * (len(said) // 2)
+
+
+def test_a_c_library_that_cannot_open_the_file_is_told(tmp_path: Path) -> None:
+    path = raw.rich().write(tmp_path / "rich.gguf")
+    command = [sys.executable, str(BENCH / "gguf_open.py"), "--file", str(path), "--ggml-library", "missing.so"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"{path} could not be opened:")
+    assert "missing.so" in result.stderr
 
 
 def test_dequantisation_is_measured_against_peers_and_copy(tmp_path: Path) -> None:
