@@ -1,0 +1,140 @@
+"""What the pack asks of the running host besides models: its node API, its nodes, its hooks, its progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from comfy_nodes.host._errors import PlacementRefusedError
+
+
+def comfy_api() -> ModuleType:
+    """The host's node API of today, with `io` and `ui`."""
+    import comfy_api.latest
+
+    return comfy_api.latest  # type: ignore[no-any-return]
+
+
+def registered_nodes() -> dict[str, Any]:
+    """The host's live table of nodes by id: what is put into it can be used in workflows."""
+    import nodes
+
+    return nodes.NODE_CLASS_MAPPINGS  # type: ignore[no-any-return]
+
+
+def display_names() -> dict[str, str]:
+    """The host's live table of display names by id."""
+    import nodes
+
+    return nodes.NODE_DISPLAY_NAME_MAPPINGS  # type: ignore[no-any-return]
+
+
+def loaded_packs() -> dict[str, ModuleType]:
+    """The packs that the host has loaded, by name, in the order in which it loaded them."""
+    import nodes
+
+    folders: Mapping[str, str] = getattr(nodes, "LOADED_MODULE_DIRS", {})
+    # The host files a pack under its path, with the dots replaced, as the name of its module.
+    found = ((name, sys.modules.get(folder.replace(".", "_x_"))) for name, folder in folders.items())
+    return {name: module for name, module in found if module is not None}
+
+
+def when_started(callback: Callable[[], None]) -> bool:
+    """Call back once, after every pack is loaded and before the first prompt; False where no server runs."""
+    server = _server()
+    if server is None:
+        return False
+
+    async def started(_application: object) -> None:
+        callback()
+
+    server.app.on_startup.append(started)
+    return True
+
+
+def on_prompt(rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Have each prompt rewritten before the host checks it; False where no server runs.
+
+    Args:
+        rewrite: takes node number -> ``class_type`` and ``inputs``, and returns the same.
+    """
+    server = _server()
+    if server is None:
+        return False
+
+    def handler(posted: dict[str, Any]) -> dict[str, Any]:
+        prompt = posted.get("prompt")
+        return {**posted, "prompt": rewrite(prompt)} if isinstance(prompt, dict) else posted
+
+    server.add_on_prompt_handler(handler)
+    return True
+
+
+def progress_bar(total: int) -> Any:
+    """The host's progress bar of the node that runs, with ``update(steps)``."""
+    import comfy.utils
+
+    return comfy.utils.ProgressBar(total)
+
+
+@contextmanager
+def running_on(device: str, module: ModuleType | None, *, offload: str | None = None) -> Iterator[None]:
+    """Run code of another pack on a device, for as long as the context lasts.
+
+    Such code either asks the host for its device, which answers the current accelerator, or keeps one in a global of
+    its module. The first is set for the context; the second is exchanged in that one module, and put back.
+
+    Args:
+        device: where it is to run.
+        module: the module of the code.
+        offload: where it is to put what it does not use; None leaves it as it is.
+
+    Raises:
+        PlacementRefusedError: the code follows neither.
+    """
+    import comfy.model_management as management
+
+    wanted = {"device": device} | ({} if offload is None else {"offload_device": offload})
+    answers = {"device": management.get_torch_device, "offload_device": management.unet_offload_device}
+    with _current_accelerator(torch.device(device)):
+        exchanged = {}
+        for name, value in wanted.items():
+            target = torch.device(value)
+            if isinstance(getattr(module, name, None), torch.device):
+                exchanged[name] = target
+            elif not _same(answers[name](), target):
+                raise PlacementRefusedError(
+                    module.__name__ if module is not None else "the node",
+                    f"it asks the host for its {name.replace('_', ' ')} and would be given {answers[name]()}",
+                    f"choose {answers[name]()} instead of {value}",
+                )
+        before = {name: getattr(module, name) for name in exchanged}
+        for name, target in exchanged.items():
+            setattr(module, name, target)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(module, name, value)
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
+def _current_accelerator(device: torch.device) -> AbstractContextManager[object]:
+    """Make an accelerator the current one; the cpu never is."""
+    if device.type in ("cpu", "mps") or device.index is None:
+        return nullcontext()
+    return torch.accelerator.device_index(device.index)
+
+
+def _server() -> Any:
+    import server
+
+    return getattr(server.PromptServer, "instance", None)

@@ -1,0 +1,73 @@
+"""What this host offers, asked of its functions and classes; nothing else in the package asks for a version.
+
+ComfyUI grew the features below between 0.3.64 and 0.33. Each probe looks for the thing itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.lora
+import comfy.model_management as management
+import comfy.model_patcher
+import comfy.utils
+import torch
+
+
+def accepts(function: Callable[..., Any], argument: str) -> bool:
+    """Whether a function of the host takes an argument of that name."""
+    return argument in inspect.signature(function).parameters
+
+
+def classic(function: Callable[..., Any]) -> dict[str, Any]:
+    """Arguments that make a loader return an ordinary patcher, which knows donors, instead of a dynamic one."""
+    return {"disable_dynamic": True} if accepts(function, "disable_dynamic") else {}
+
+
+def with_metadata(function: Callable[..., Any], metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The `metadata` argument, for loaders that detect models by it."""
+    return {"metadata": metadata} if accepts(function, "metadata") else {}
+
+
+def read_torch_file(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, str] | None]:
+    """A checkpoint of any kind that the host reads, with its metadata where the host can return it."""
+    if accepts(comfy.utils.load_torch_file, "return_metadata"):
+        weights, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
+        return weights, metadata
+    return comfy.utils.load_torch_file(path), None
+
+
+def dynamic_vram_is_on() -> bool:
+    """Whether the host pages weights itself, in a patcher that ignores where they live between forwards."""
+    core = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return core is not comfy.model_patcher.ModelPatcher
+
+
+def is_dynamic(patcher: Any) -> bool:
+    """Whether a patcher is of the kind that pages weights itself."""
+    probe = getattr(patcher, "is_dynamic", None)
+    return bool(probe is not None and probe())
+
+
+def seed_of(key: str) -> int:
+    """The host's seed for rounding a patched weight of that name."""
+    home = comfy.utils if hasattr(comfy.utils, "string_to_seed") else comfy.model_patcher
+    return int(home.string_to_seed(key))
+
+
+def patch_dtype(device: torch.device | None) -> torch.dtype:
+    """Type in which the host adds patches to weights on a device."""
+    probe = getattr(management, "lora_compute_dtype", None)
+    return torch.float32 if probe is None else probe(device)
+
+
+def stream_count() -> int:
+    """Streams on which the host copies weights ahead of the layers that need them; 0 copies when they do."""
+    return int(getattr(management, "NUM_STREAMS", 0) or 0)
+
+
+def deepclones(patcher_class: type[Any]) -> bool:
+    """Whether the host clones models onto other devices through the loader that made them."""
+    return hasattr(patcher_class, "deepclone_multigpu")

@@ -1,0 +1,237 @@
+"""Loaders of diffusion models, checkpoints and text encoders: the host's own, on the devices that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import torch
+
+from comfy_nodes.host import _compat
+from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
+from comfy_nodes.host._errors import ModelFileError
+from comfy_nodes.host._headers import diffusion_prefix, has_header, read_sizes
+from comfy_nodes.host._request import Checkpoint, Loaded, PlacementReport, PlacementRequest
+
+DIFFUSION_MODEL = "diffusion_model."
+"""Where the host's models keep the network that is placed."""
+
+_WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+_UNET_FILES = tuple(
+    f"diffusion_pytorch_model{kind}" for kind in (".fp16.safetensors", ".safetensors", ".fp16.bin", ".bin")
+)
+_TEXT_FILES = ("model.fp16.safetensors", "model.safetensors", "pytorch_model.fp16.bin", "pytorch_model.bin")
+
+
+def load_diffusion_model(path: str | Path, request: PlacementRequest, *, weight_dtype: str = "default") -> Loaded[Any]:
+    """Load a diffusion model, as UNETLoader does.
+
+    Args:
+        path: of the file; a checkpoint serves, too.
+        request: where it computes and where its bytes live.
+        weight_dtype: one of the core loader's choices.
+
+    Returns:
+        The host's MODEL.
+
+    Raises:
+        HostError: the file, the device or the allocation is no good; nothing was placed.
+        alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
+    """
+    if weight_dtype not in _WEIGHT_DTYPES:
+        raise ModelFileError(path, f"weight_dtype {weight_dtype!r} is none", f"use {', '.join(_WEIGHT_DTYPES)}")
+    if weight_dtype == "default":
+        check_files([path], request, prefix=diffusion_prefix(read_sizes(path)) if has_header(path) else "")
+    else:
+        check_files([path], replace(request, allocation=None))
+    weights, metadata = _compat.read_torch_file(str(path))
+    options = {**_WEIGHT_DTYPES[weight_dtype], **device_options(request)}
+    patcher = _diffusion_model(str(path), weights, metadata, options, is_classic=request.is_placed)
+    model, report = distribute(patcher, request, subject=Path(path).name, prefix=DIFFUSION_MODEL)
+    return Loaded(value=model, reports=(report,))
+
+
+def load_checkpoint(
+    path: str | Path,
+    request: PlacementRequest,
+    *,
+    clip_request: PlacementRequest | None = None,
+    vae_request: PlacementRequest | None = None,
+    embedding_directory: Sequence[str] | None = None,
+) -> Loaded[Checkpoint]:
+    """Load diffusion model, text encoder and VAE from one file, read once, each with a placement of its own.
+
+    Args:
+        path: of the file.
+        request: for the diffusion model.
+        clip_request: for the text encoder; on the same compute device, unplaced, where None.
+        vae_request: for the VAE; the same.
+        embedding_directory: folders of textual inversions, from the host.
+
+    Raises:
+        HostError: the file, a device or an allocation is no good; nothing was placed.
+        alloc_spec.AllocSpecError, device_placement.PlacementError: an allocation does not fit.
+    """
+    beside = PlacementRequest(compute_device=request.compute_device)
+    clip_request, vae_request = clip_request or beside, vae_request or beside
+    check_files([path], request, prefix=diffusion_prefix(read_sizes(path)) if has_header(path) else "")
+    for other in (clip_request, vae_request):
+        check_files([path], replace(other, allocation=None))
+    weights, metadata = _compat.read_torch_file(str(path))
+    name = Path(path).name
+    patcher = _diffusion_model(
+        str(path), dict(weights), metadata, device_options(request), is_classic=request.is_placed
+    )
+    load = comfy.sd.load_state_dict_guess_config
+    vae_device = device_options(vae_request).get("load_device")
+    te_options = _text_encoder_options(clip_request)
+    arguments = {"te_model_options": te_options, **_compat.with_metadata(load, metadata)}
+    if clip_request.is_placed or vae_request.is_placed:
+        arguments |= _compat.classic(load)
+    _, clip, vae, _ = load(
+        dict(weights),
+        output_model=False,
+        embedding_directory=embedding_directory,
+        model_options={} if vae_device is None else {"load_device": vae_device},
+        **arguments,
+    )
+    model, report = distribute(patcher, request, subject=f"{name} (model)", prefix=DIFFUSION_MODEL)
+    reports = [report]
+    if clip is not None:
+        _remember(clip.patcher, "load_checkpoint_clip_patcher", (str(path), embedding_directory, {}, te_options))
+        clip.patcher, report = distribute(clip.patcher, clip_request, subject=f"{name} (text encoder)")
+        reports.append(report)
+    if getattr(vae, "patcher", None) is not None:
+        _remember(vae.patcher, "load_checkpoint_vae_patcher", (str(path), embedding_directory, {}, te_options))
+        reports.append(_place_vae(vae, vae_request, subject=f"{name} (VAE)"))
+    return Loaded(value=Checkpoint(model=model, clip=clip, vae=vae), reports=tuple(reports))
+
+
+def load_diffusers(
+    folder: str | Path,
+    request: PlacementRequest,
+    *,
+    clip_request: PlacementRequest | None = None,
+    vae_request: PlacementRequest | None = None,
+    embedding_directory: Sequence[str] | None = None,
+) -> Loaded[Checkpoint]:
+    """Load a folder in the layout of diffusers, as DiffusersLoader does.
+
+    Args:
+        folder: with ``unet``, ``vae``, ``text_encoder`` and perhaps ``text_encoder_2`` in it.
+        request: for the diffusion model.
+        clip_request: for the text encoders; on the same compute device, unplaced, where None.
+        vae_request: for the VAE; the same.
+        embedding_directory: folders of textual inversions, from the host.
+
+    Raises:
+        HostError: a file is missing or no good, or a device or an allocation; nothing was placed.
+        alloc_spec.AllocSpecError, device_placement.PlacementError: an allocation does not fit.
+    """
+    from comfy_nodes.host._parts import load_vae_file
+
+    base = Path(folder)
+    beside = PlacementRequest(compute_device=request.compute_device)
+    unet = _first(base / "unet", _UNET_FILES)
+    vae_file = _first(base / "vae", _UNET_FILES)
+    texts = [_first(base / "text_encoder", _TEXT_FILES)]
+    if (base / "text_encoder_2").is_dir():
+        texts.append(_first(base / "text_encoder_2", _TEXT_FILES))
+    model = load_diffusion_model(unet, request)
+    clip = load_text_encoders(texts, clip_request or beside, embedding_directory=embedding_directory)
+    vae = load_vae_file(vae_file, vae_request or beside)
+    return Loaded(
+        value=Checkpoint(model=model.value, clip=clip.value, vae=vae.value),
+        reports=(*model.reports, *clip.reports, *vae.reports),
+    )
+
+
+def load_text_encoders(
+    paths: Sequence[str | Path],
+    request: PlacementRequest,
+    *,
+    clip_type: str = "stable_diffusion",
+    embedding_directory: Sequence[str] | None = None,
+) -> Loaded[Any]:
+    """Load one to four text encoders as one CLIP, as the core loaders do.
+
+    Args:
+        paths: of the files, in the order of the core loader's inputs.
+        request: where they compute and where their bytes live, all together.
+        clip_type: the core loader's `type`.
+        embedding_directory: folders of textual inversions, from the host.
+
+    Raises:
+        HostError: a file, the device or the allocation is no good; nothing was placed.
+        alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
+    """
+    check_files(paths, request)
+    kind = getattr(comfy.sd.CLIPType, clip_type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
+    files = [str(path) for path in paths]
+    options = _text_encoder_options(request)
+    arguments = _compat.classic(comfy.sd.load_clip) if request.is_placed else {}
+    clip = comfy.sd.load_clip(
+        ckpt_paths=files, embedding_directory=embedding_directory, clip_type=kind, model_options=options, **arguments
+    )
+    subject = " + ".join(Path(path).name for path in paths)
+    clip.patcher, report = distribute(clip.patcher, request, subject=subject)
+    return Loaded(value=clip, reports=(report,))
+
+
+def reload_diffusion_model(path: str, options: dict[str, Any], disable_dynamic: bool = True) -> Any:
+    """A fresh copy of a diffusion model, for the host's clones on other devices.
+
+    Args:
+        path: of its file.
+        options: the host's model options.
+        disable_dynamic: asked by the host; a copy that donors serve is classic in any case.
+    """
+    weights, metadata = _compat.read_torch_file(path)
+    return _diffusion_model(path, weights, metadata, options, is_classic=True)
+
+
+def _diffusion_model(
+    path: str, weights: dict[str, torch.Tensor], metadata: Any, options: dict[str, Any], *, is_classic: bool
+) -> Any:
+    load = comfy.sd.load_diffusion_model_state_dict
+    arguments = {**(_compat.classic(load) if is_classic else {}), **_compat.with_metadata(load, metadata)}
+    patcher = load(weights, model_options=options, **arguments)
+    if patcher is None:
+        raise ModelFileError(
+            path, "the host does not know its architecture", "choose the file of a diffusion model (not of a LoRA)"
+        )
+    factory = reload_diffusion_model if is_classic else comfy.sd.load_diffusion_model
+    patcher.cached_patcher_init = (factory, (path, options))
+    return patcher
+
+
+def _text_encoder_options(request: PlacementRequest) -> dict[str, Any]:
+    options = device_options(request)
+    return {**options, "initial_device": CPU} if request.is_placed else options
+
+
+def _remember(patcher: Any, factory: str, arguments: tuple[Any, ...]) -> None:
+    """Tell the host how to load the same part again, where it has a function for that."""
+    if hasattr(comfy.sd, factory):
+        patcher.cached_patcher_init = (getattr(comfy.sd, factory), arguments)
+
+
+def _place_vae(vae: Any, request: PlacementRequest, *, subject: str) -> PlacementReport:
+    from comfy_nodes.host._parts import place_vae
+
+    return place_vae(vae, request, subject=subject)
+
+
+def _first(folder: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ModelFileError(folder, f"it has none of {', '.join(names)}", "choose a complete folder")

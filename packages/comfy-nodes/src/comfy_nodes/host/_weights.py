@@ -1,0 +1,107 @@
+"""Patches on weights that live elsewhere: computed when the weight is cast, equal to written ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.float
+import comfy.lora
+import comfy.model_patcher
+import torch
+from torch import nn
+
+from comfy_nodes.host import _compat
+from gguf_loader import PackedTensor
+
+PARAMETERS = ("weight", "bias")
+GGUF_LAYOUT = "TorchspanGgufLayout"
+"""Name under which the layout of GGUF blocks is registered with the host."""
+
+Patches = Mapping[str, list[Any]]
+
+
+class CastPatch:
+    """Adds a model's patches to one weight, on the device and at the moment of its use.
+
+    The arithmetic is that of the host when it writes patches into a resident weight: the same type, the same rounding
+    with the same seed. So a LoRA gives the same picture wherever the weight lives, and a donor's weight is never
+    written to.
+
+    Args:
+        key: name of the weight in the model.
+        patches: all patches of the model, by key; read at each call.
+        stored_dtype: type of the weight where it lives, to which a written patch would have been rounded.
+        dtype: type to compute patches in; the host's choice where None.
+        set_weight: the layer's own way to store a patched weight, if it has one.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        patches: Patches,
+        *,
+        stored_dtype: torch.dtype,
+        dtype: torch.dtype | None = None,
+        set_weight: Callable[..., torch.Tensor] | None = None,
+    ) -> None:
+        self.key = key
+        self.patches = patches
+        self.stored_dtype = stored_dtype
+        self.dtype = dtype
+        self.set_weight = set_weight
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        """The patched weight, in the type and on the device of `weight`."""
+        computed = weight.to(self.dtype or _compat.patch_dtype(weight.device), copy=True)
+        patched = comfy.lora.calculate_weight(self.patches[self.key], computed, self.key)
+        seed = _compat.seed_of(self.key)
+        if self.set_weight is None:
+            stored = comfy.float.stochastic_rounding(patched, self.stored_dtype, seed=seed)
+        else:
+            stored = self.set_weight(patched, inplace_update=False, seed=seed, return_weight=True)
+        return _dense(stored).to(weight.dtype)
+
+
+def attach(
+    model: nn.Module,
+    name: str,
+    layer: nn.Module,
+    patches: Patches,
+    wrappers: Mapping[str, list[Callable[..., Any]]],
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Make a layer apply the patches and wrappers that concern it when its weights are cast, and no others."""
+    for parameter in PARAMETERS:
+        key = f"{name}.{parameter}"
+        functions: list[Callable[..., Any]] = []
+        if key in patches:
+            weight, set_weight, _ = comfy.model_patcher.get_key_weight(model, key)
+            functions.append(CastPatch(key, patches, stored_dtype=weight.dtype, dtype=dtype, set_weight=set_weight))
+        functions.extend(wrappers.get(key, ()))
+        setattr(layer, f"{parameter}_function", functions)
+
+
+def detach(layer: nn.Module) -> None:
+    """Take the patches off a layer; functions of others stay."""
+    for parameter in PARAMETERS:
+        functions = getattr(layer, f"{parameter}_function", None)
+        if functions:
+            setattr(layer, f"{parameter}_function", [one for one in functions if not isinstance(one, CastPatch)])
+
+
+def has_foreign_functions(layer: nn.Module) -> bool:
+    """Whether somebody else changes a layer's weights at each use."""
+    functions = [one for parameter in PARAMETERS for one in getattr(layer, f"{parameter}_function", ())]
+    return any(not isinstance(one, CastPatch) for one in functions)
+
+
+def is_packed(weight: Any) -> bool:
+    """Whether a weight is stored as blocks that only dequantisation can read."""
+    return isinstance(weight, PackedTensor) or (hasattr(weight, "_qdata") and weight._layout_cls == GGUF_LAYOUT)
+
+
+def _dense(weight: torch.Tensor) -> torch.Tensor:
+    """The numbers of a weight that its layer stores packed."""
+    return weight.dequantize() if hasattr(weight, "_qdata") else weight
