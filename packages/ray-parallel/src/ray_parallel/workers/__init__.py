@@ -1,1 +1,60 @@
-"""Ray actors that share one copy of the weights and are supervised as one group."""
+"""Ray workers: started, pinned, supervised and ended; one copy of the weights for all of them.
+
+Importing this package imports torch but not ray; ray is imported when a cluster is started or connected to.
+"""
+
+from ._cluster import Cluster, connect_cluster, start_cluster
+from ._errors import (
+    CancelledError,
+    ClusterError,
+    DeadlineExceededError,
+    GpuIndexError,
+    GroupClosedError,
+    InvalidRequestError,
+    ObjectStoreSizeError,
+    PortTakenError,
+    RunRefusedError,
+    SharedWriteError,
+    VersionMismatchError,
+    WeightsError,
+    WorkerDiedError,
+    WorkerFailure,
+    WorkerRaisedError,
+    WorkersError,
+)
+from ._files import FileStamp
+from ._layout import TensorSlot, WeightsLayout
+from ._open import OpenWeights
+from ._shared import SharedWeights
+from ._sharing import Share, SharingReport
+from ._store import StoreRoom
+
+__all__ = [
+    "CancelledError",
+    "Cluster",
+    "ClusterError",
+    "DeadlineExceededError",
+    "FileStamp",
+    "GpuIndexError",
+    "GroupClosedError",
+    "InvalidRequestError",
+    "ObjectStoreSizeError",
+    "OpenWeights",
+    "PortTakenError",
+    "RunRefusedError",
+    "Share",
+    "SharedWeights",
+    "SharedWriteError",
+    "SharingReport",
+    "StoreRoom",
+    "TensorSlot",
+    "VersionMismatchError",
+    "WeightsError",
+    "WeightsLayout",
+    "WorkerDiedError",
+    "WorkerFailure",
+    "WorkerRaisedError",
+    "WorkersError",
+    "connect_cluster",
+    "start_cluster",
+]

@@ -1,0 +1,214 @@
+"""A Ray cluster: started here and ended completely, or somebody else's by address."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from ._errors import ClusterError
+from ._folder import ClusterFolder
+from ._processes import Process, descendants, end
+from ._sizes import memory_free_bytes, shm_free_bytes, store_bytes
+from ._store import StoreRoom
+
+LOOPBACK = "127.0.0.1"
+NAMESPACE = "ray-parallel"
+
+_ENVIRONMENT = {
+    # Otherwise Ray replaces the loopback address by the machine's own, and listens to the network.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Otherwise Ray hides all GPUs from actors that ask it for none, whatever they were pinned to.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_END_SECONDS = 10.0
+
+
+class Cluster:
+    """A running cluster that groups of workers share; `start_cluster` and `connect_cluster` make one.
+
+    Attributes:
+        is_local: whether this process started it, and so ends it.
+        room: what is left in its object store.
+    """
+
+    def __init__(
+        self,
+        ray: ModuleType,
+        *,
+        room: StoreRoom,
+        environment: Mapping[str, str],
+        folder: ClusterFolder | None = None,
+        disconnects: bool = True,
+    ) -> None:
+        self.is_local = folder is not None
+        self.room = room
+        self._ray = ray
+        self._folder = folder
+        self._disconnects = disconnects
+        self._environment = environment
+        self._closed = False
+        atexit.register(self.close)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was ended or left."""
+        return self._closed or not self._ray.is_initialized()
+
+    def close(self) -> None:
+        """End a local cluster, its processes, its store and its folder; leave a remote one. A second call does nothing.
+
+        Raises:
+            OSError: the folder of a local cluster cannot be removed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        started = _servers(self._folder) if self._folder is not None else ()
+        if self._disconnects:
+            self._ray.shutdown()
+            _restore_environment(self._environment)
+        end(started, patience_seconds=_END_SECONDS)
+        if self._folder is not None:
+            self._folder.remove()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def start_cluster(
+    *,
+    workers: int = 2,
+    shared_bytes: int = 0,
+    ray_object_store_gb: float = 0.0,
+    dashboard: bool = False,
+    namespace: str = NAMESPACE,
+) -> Cluster:
+    """Start a cluster of this machine alone, which listens on the loopback address only.
+
+    It ends with this process, also when the process is killed: Ray ties its servers to the thread that starts them, so
+    call this from one that lives as long as the cluster is needed.
+
+    Args:
+        workers: processes that will run in it.
+        shared_bytes: weights that will go through the object store; 0 when they are mapped from files.
+        ray_object_store_gb: size of the object store in GiB; 0 computes what is needed.
+        dashboard: serve Ray's dashboard, on the loopback address too.
+        namespace: Ray's namespace for the actors.
+
+    Raises:
+        ClusterError: this process is already connected to a cluster, or Ray does not start.
+        ObjectStoreSizeError: the machine has no room for the store, or the weights do not fit into it.
+    """
+    size = store_bytes(shared_bytes, ray_object_store_gb, shm_bytes=shm_free_bytes(), memory_bytes=memory_free_bytes())
+    environment = dict(os.environ)
+    with _ray_environment():
+        ray = _import_ray()
+        folder = ClusterFolder()
+        try:
+            _init(
+                ray,
+                address="local",
+                num_cpus=max(1, workers),
+                num_gpus=0,
+                include_dashboard=dashboard,
+                object_store_memory=size,
+                namespace=namespace,
+                _temp_dir=str(folder.path),
+                _node_ip_address=LOOPBACK,
+                _system_config={"automatic_object_spilling_enabled": False},
+            )
+            found = {node["NodeManagerAddress"] for node in ray.nodes()}
+            if found != {LOOPBACK}:
+                raise ClusterError(
+                    f"Ray listens on {', '.join(sorted(found))}, because it was imported before it was told to stay on "
+                    f"{LOOPBACK}; start the cluster before anything else imports ray, or set "
+                    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process"
+                )
+        except BaseException:
+            ray.shutdown()
+            folder.remove()
+            raise
+    return Cluster(ray, room=StoreRoom(size), folder=folder, environment=environment)
+
+
+def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
+    """Use a cluster that is already running.
+
+    Args:
+        address: ``host:port`` of its head node, or ``"current"`` for the one that this process is connected to.
+        namespace: Ray's namespace for the actors.
+
+    Raises:
+        ClusterError: nobody answers there, or this process is connected to another cluster.
+    """
+    environment = dict(os.environ)
+    with _ray_environment(("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)):
+        current = address == "current"
+        ray = _import_ray(connected=current)
+        if not current:
+            _init(ray, address=address, namespace=namespace)
+    stores = [int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes() if node["Alive"]]
+    return Cluster(ray, room=StoreRoom(min(stores)), environment=environment, disconnects=not current)
+
+
+def _init(ray: ModuleType, **arguments: Any) -> None:
+    try:
+        ray.init(**arguments, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(
+            f"Ray does not start or answer ({type(error).__name__}: {error}); check the address, and that this machine "
+            "has room for another process and its store"
+        ) from error
+
+
+def _import_ray(*, connected: bool = False) -> ModuleType:
+    import ray
+
+    if ray.is_initialized() != connected:
+        raise ClusterError(
+            'this process is not connected to a Ray cluster, so there is no "current" one; start one or name one'
+            if connected
+            else "this process is already connected to a Ray cluster, and Ray allows one; share that cluster between "
+            'groups, close it first, or use it by connect_cluster("current")'
+        )
+    return ray
+
+
+@contextmanager
+def _ray_environment(names: tuple[str, ...] = tuple(_ENVIRONMENT)) -> Iterator[Mapping[str, str]]:
+    """Set Ray's own variables while it is imported and started; its processes inherit them, this one keeps its own."""
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: _ENVIRONMENT[name] for name in names})
+    try:
+        yield _ENVIRONMENT
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _servers(folder: ClusterFolder) -> tuple[Process, ...]:
+    """The processes of the cluster of a folder: servers, whose command lines name it, and all that they started."""
+    below = descendants(os.getpid())
+    servers = [one for one in below if str(folder.path) in one.command_line()]
+    return tuple(dict.fromkeys([*servers, *(one for server in servers for one in descendants(server.pid))]))
+
+
+def _restore_environment(before: Mapping[str, str]) -> None:
+    """Take back what Ray itself wrote into the environment of this process."""
+    for name in [name for name in os.environ if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"]:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]

@@ -1,0 +1,75 @@
+"""Files as a transport: every worker that sees the same file maps it copy-on-write, and the pages are shared."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._errors import WeightsError
+
+_DIGEST_BYTES = 1 << 20
+# Linux: <bits/mman-map-flags-generic.h>; Python's mmap module names it from 3.13 on.
+_MAP_NORESERVE = 0x4000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStamp:
+    """What tells a file from another one of the same path on another machine.
+
+    Attributes:
+        path: absolute path.
+        size_bytes: its length.
+        digest: BLAKE2 of its first MiB, which holds the header of a checkpoint.
+    """
+
+    path: str
+    size_bytes: int
+    digest: str
+
+    def is_here(self) -> bool:
+        """Whether this machine sees the file, with the same length and the same beginning."""
+        try:
+            return stamp(self.path) == self
+        except OSError:
+            return False
+
+
+def stamp(path: str | os.PathLike[str]) -> FileStamp:
+    """Describe a file so that another machine can tell whether it sees the same one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = Path(path).absolute()
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(file.read(_DIGEST_BYTES), digest_size=16).hexdigest()
+        return FileStamp(path=str(path), size_bytes=os.fstat(file.fileno()).st_size, digest=digest)
+
+
+def map_file(file: FileStamp) -> mmap.mmap:
+    """Map a file copy-on-write: it is read page by page when used, and what is written stays in this process.
+
+    The mapping lives as long as any tensor made of it.
+
+    Raises:
+        WeightsError: it is not the file of the stamp.
+        OSError: it cannot be mapped.
+    """
+    if not file.is_here():
+        raise WeightsError(
+            file.path, "is not the file that was shared", "leave a file as it is while workers use it, or share again"
+        )
+    with Path(file.path).open("rb") as opened:
+        if sys.platform == "linux":
+            # Without NORESERVE the kernel wants swap for every page that could be written, which a model seldom has.
+            return mmap.mmap(
+                opened.fileno(),
+                file.size_bytes,
+                flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            )
+        return mmap.mmap(opened.fileno(), file.size_bytes, access=mmap.ACCESS_COPY)

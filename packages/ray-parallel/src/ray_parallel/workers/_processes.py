@@ -1,0 +1,88 @@
+"""Processes that a cluster started, by the kernel's own list, so that none outlives it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process, told from a later one with the same number by when it started.
+
+    Attributes:
+        pid: its number.
+        started: clock ticks from the start of the machine.
+    """
+
+    pid: int
+    started: int
+
+    def is_alive(self) -> bool:
+        """Whether it still runs; one that ended but was not yet collected by its parent does not."""
+        found = _stat(self.pid)
+        return found is not None and found[2] == self.started and found[0] not in "ZX"
+
+    def command_line(self) -> str:
+        """Its arguments, separated by blanks; empty once it ended."""
+        try:
+            raw = (_PROC / str(self.pid) / "cmdline").read_bytes()
+        except OSError:
+            return ""
+        return raw.replace(b"\0", b" ").decode(errors="replace")
+
+
+def process(pid: int) -> Process | None:
+    """The process of a number, or None when there is none, or no /proc (elsewhere than on Linux)."""
+    found = _stat(pid)
+    return Process(pid, found[2]) if found else None
+
+
+def descendants(pid: int) -> tuple[Process, ...]:
+    """All processes below one, children of children included."""
+    if sys.platform != "linux":
+        return ()
+    children: dict[int, list[Process]] = {}
+    for folder in _PROC.iterdir():
+        if folder.name.isdigit() and (found := _stat(int(folder.name))):
+            children.setdefault(found[1], []).append(Process(int(folder.name), found[2]))
+    below = list(children.get(pid, ()))
+    for one in below:
+        below.extend(children.get(one.pid, ()))
+    return tuple(below)
+
+
+def end(processes: Iterable[Process], *, patience_seconds: float) -> tuple[Process, ...]:
+    """Wait for processes to end and kill those that do not.
+
+    Returns:
+        Those that had to be killed.
+    """
+    waiting = list(processes)
+    give_up = time.monotonic() + patience_seconds
+    while waiting and time.monotonic() < give_up:
+        time.sleep(0.01)
+        waiting = [one for one in waiting if one.is_alive()]
+    for one in waiting:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one.pid, signal.SIGKILL)
+    return tuple(waiting)
+
+
+def _stat(pid: int) -> tuple[str, int, int] | None:
+    """State, parent and start of a process."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name in parentheses may hold blanks and parentheses itself.
+    fields = text[text.rindex(")") + 2 :].split()
+    return fields[0], int(fields[1]), int(fields[19])

@@ -1,0 +1,94 @@
+"""How large the object store has to be, and whether the machine has room: asked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from ._errors import InvalidRequestError, ObjectStoreSizeError
+
+MIB = 1 << 20
+GIB = 1 << 30
+SMALLEST_STORE_BYTES = 80 * MIB
+"""Ray starts no smaller store; without weights in it, it holds commands and latents."""
+
+_WORKING_BYTES = 128 * MIB
+"""Room for commands, progress and latents beside the weights."""
+
+_LARGEST_SHARE = 0.9
+"""Of the free memory; the workers compute in the rest."""
+
+
+def store_bytes(shared_bytes: int, requested_gib: float, *, shm_bytes: int, memory_bytes: int) -> int:
+    """Size of the object store of one machine.
+
+    Args:
+        shared_bytes: weights that will be put into it; 0 when they are mapped from files.
+        requested_gib: what the user asked for (`ray_object_store_gb`); 0 computes it from `shared_bytes`.
+        shm_bytes: room in /dev/shm, where the store lives.
+        memory_bytes: memory that is available.
+
+    Raises:
+        ObjectStoreSizeError: the weights do not fit into what was asked for, or the machine has no such room.
+        InvalidRequestError: the request is negative.
+
+    >>> store_bytes(2 << 30, 0.0, shm_bytes=8 << 30, memory_bytes=8 << 30) / 2**20
+    2176.0
+    >>> store_bytes(2 << 30, 1.0, shm_bytes=8 << 30, memory_bytes=8 << 30)
+    Traceback (most recent call last):
+    ray_parallel.workers._errors.ObjectStoreSizeError: the weights in the object store need 2.12 GiB but ...
+    """
+    if not requested_gib >= 0:
+        raise InvalidRequestError(f"ray_object_store_gb is {requested_gib}; give GiB, or 0 to compute what is needed")
+    needed = shared_bytes + _WORKING_BYTES if shared_bytes else SMALLEST_STORE_BYTES
+    size = int(requested_gib * GIB) or needed
+    if size < needed:
+        raise ObjectStoreSizeError(
+            what="the weights in the object store" if shared_bytes else "commands and latents in the object store",
+            needed_bytes=needed,
+            available_bytes=size,
+            where=f"ray_object_store_gb = {requested_gib:g}",
+            remedy="set ray_object_store_gb to 0 to have it computed, or load the model from a file, which needs none",
+        )
+    for where, room in (("/dev/shm", shm_bytes), ("the memory of this machine", memory_bytes)):
+        if size > _LARGEST_SHARE * room:
+            raise ObjectStoreSizeError(
+                what=f"an object store of {size / GIB:.2f} GiB and what works beside it",
+                needed_bytes=int(size / _LARGEST_SHARE),
+                available_bytes=room,
+                where=where,
+                remedy="load the model from a file that every worker sees, which needs no store, or free memory",
+            )
+    return size
+
+
+def shm_free_bytes() -> int:
+    """Room where Ray keeps its store: /dev/shm on Linux, the temporary folder elsewhere."""
+    return shutil.disk_usage("/dev/shm" if sys.platform == "linux" else "/tmp").free
+
+
+def memory_free_bytes(root: Path = Path("/")) -> int:
+    """Memory that can be had without swapping, limits of containers included.
+
+    macOS tells only what is installed, Windows nothing without another library: there the store's own check has to do.
+
+    Args:
+        root: where ``proc`` and ``sys`` are; for tests.
+    """
+    if sys.platform == "win32":
+        return sys.maxsize
+    if sys.platform != "linux":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = (root / "proc/meminfo").read_text(encoding="ascii")
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", meminfo, re.MULTILINE)
+    free = int(found[1]) * 1024 if found else 0
+    group = root / "sys/fs/cgroup"
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+    except OSError:  # no control groups of the second version, or the top one, which has no limit
+        return free
+    return free if limit == "max" else min(free, max(0, int(limit) - used))

@@ -1,0 +1,160 @@
+"""Ray's object store as a transport: for weights that have no file, or whose file not every worker sees."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+
+from ._errors import ObjectStoreSizeError, WeightsError, gib
+from ._files import FileStamp, map_file
+from ._layout import TensorSlot, WeightsLayout
+from ._plain import Plain, tensor_bytes
+from ._protect import protect
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+Bytes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+_PAGE: Bytes = np.zeros(mmap.PAGESIZE, dtype=np.uint8)
+_CHUNK_BYTES = 256 << 20
+_FREE_SHARE = 0.95
+"""Of a store that can be filled: its allocator loses some room to alignment and gaps."""
+
+
+class StoreRoom:
+    """What is left in the object store for weights, so that a `ray.put` is never answered by spilling to disk.
+
+    Args:
+        capacity_bytes: size of the smallest store of the cluster.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.taken_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Reserve room.
+
+        Raises:
+            ObjectStoreSizeError: there is not enough.
+        """
+        room = int(_FREE_SHARE * self.capacity_bytes) - self.taken_bytes
+        if size_bytes > room:
+            raise ObjectStoreSizeError(
+                what="the weights",
+                needed_bytes=size_bytes,
+                available_bytes=max(0, room),
+                where=f"the object store of {gib(self.capacity_bytes)}",
+                remedy="start the cluster with ray_object_store_gb = 0 and the size of the weights, or load the model "
+                "from a file that every worker sees",
+            )
+        self.taken_bytes += size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        """Give reserved room back."""
+        self.taken_bytes -= size_bytes
+
+
+def describe_tensors(
+    tensors: Mapping[str, torch.Tensor], notes: Mapping[str, Mapping[str, Plain]], metadata: Mapping[str, Plain]
+) -> tuple[WeightsLayout, list[torch.Tensor]]:
+    """Describe tensors as parts, one for each memory: what is tied stays tied.
+
+    Returns:
+        The layout, and the bytes of each part: 1-D uint8 tensors, views wherever a tensor is contiguous on the CPU.
+
+    Raises:
+        WeightsError: something is not a plain tensor.
+    """
+    slots: list[TensorSlot] = []
+    parts: list[torch.Tensor] = []
+    known: dict[tuple[int, int, torch.device], int] = {}
+    for name, tensor in tensors.items():
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta:
+            raise WeightsError(
+                f"tensor {name!r}",
+                f"is a {type(tensor).__name__} ({tensor.layout}, {tensor.device}), which has no plain bytes",
+                "hand over dense tensors; of packed ones the bytes as uint8, with a note that says how to read them",
+            )
+        memory = (tensor.data_ptr(), tensor.nbytes, tensor.device)
+        part = known.get(memory) if tensor.is_contiguous() and tensor.nbytes else None
+        if part is None:
+            part = len(parts)
+            parts.append(tensor_bytes(tensor))
+            if tensor.is_contiguous():
+                known[memory] = part
+        slots.append(
+            TensorSlot(
+                name=name,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=tuple(tensor.shape),
+                size_bytes=tensor.nbytes,
+                part=part,
+                note=notes.get(name, {}),
+            )
+        )
+    layout = WeightsLayout(
+        slots=tuple(slots), part_bytes=tuple(part.numel() for part in parts), metadata=dict(metadata)
+    )
+    return layout, parts
+
+
+def put_parts(parts: list[torch.Tensor]) -> list[ObjectRef[list[Bytes]]]:
+    """Copy parts into the store, in objects of about 256 MiB; the list is emptied on the way.
+
+    The process that calls this owns the objects, so that a worker that dies loses nothing. An object begins and ends
+    with a page that belongs to no part, so that all pages of its parts can be protected.
+    """
+    import ray
+
+    refs: list[ObjectRef[list[Bytes]]] = []
+    parts.reverse()
+    while parts:
+        chunk: list[Bytes] = []
+        while parts and (not chunk or sum(array.nbytes for array in chunk) + parts[-1].numel() <= _CHUNK_BYTES):
+            chunk.append(parts.pop().numpy())
+        refs.append(ray.put([_PAGE, *chunk, _PAGE]))
+    return refs
+
+
+def put_files(files: Sequence[FileStamp]) -> list[ObjectRef[list[Bytes]]]:
+    """Copy whole files into the store, one object each.
+
+    Raises:
+        WeightsError: a file is not what its stamp says.
+    """
+    import ray
+
+    return [ray.put([_PAGE, np.frombuffer(map_file(file), dtype=np.uint8), _PAGE]) for file in files]
+
+
+def get_parts(refs: Sequence[ObjectRef[list[Bytes]]], *, protected: bool) -> tuple[list[Bytes], int]:
+    """The parts as views of the store, without a copy on the machine that put them.
+
+    Args:
+        refs: what `put_parts` or `put_files` returned.
+        protected: make their pages read only.
+
+    Returns:
+        The parts, and how many bytes are protected.
+
+    Raises:
+        WeightsError: their owner is gone.
+    """
+    import ray
+    from ray.exceptions import ObjectLostError
+
+    try:
+        chunks: list[list[Bytes]] = ray.get(list(refs))
+    except ObjectLostError as error:
+        raise WeightsError(
+            "the shared weights", f"are no longer in the object store ({type(error).__name__})", "share them again"
+        ) from error
+    protected_bytes = sum(map(protect, chunks)) if protected else 0
+    return [*itertools.chain.from_iterable(chunk[1:-1] for chunk in chunks)], protected_bytes

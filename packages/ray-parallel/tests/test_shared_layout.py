@@ -1,0 +1,141 @@
+"""Where tensors lie: slots, layouts, and what a safetensors header says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from shared_examples import every_type, write_file, write_raw
+
+from ray_parallel.workers import InvalidRequestError, SharedWeights, TensorSlot, WeightsError, WeightsLayout
+
+
+def slot(name: str = "a", **changes: Any) -> TensorSlot:
+    fields: dict[str, Any] = {"dtype": "float32", "shape": (2, 3), "size_bytes": 24} | changes
+    return TensorSlot(name=name, **fields)
+
+
+def test_a_slot_counts_its_bytes() -> None:
+    assert slot().size_bytes == 24
+    with pytest.raises(WeightsError, match=r"float16 of shape \[2, 3\] takes 12 bytes, not 24; give the shape"):
+        slot(dtype="float16")
+
+
+@pytest.mark.parametrize("changes", [{"part": -1}, {"offset_bytes": -4}, {"shape": (-2, -3)}])
+def test_negative_places_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(WeightsError, match="negative"):
+        slot(**changes)
+
+
+def test_an_unknown_type_is_refused_with_a_way_out() -> None:
+    with pytest.raises(WeightsError, match=r"no element type 'float3'.*describe it as \"uint8\" bytes"):
+        slot(dtype="float3")
+
+
+def test_a_note_is_plain_data() -> None:
+    assert slot(note={"ggml_type": "Q4_K", "shape": [2, 256]}).note["ggml_type"] == "Q4_K"
+    with pytest.raises(InvalidRequestError, match=r"the note of tensor 'a'\['hook'\] is a builtin_function"):
+        slot(note={"hook": print})
+
+
+def test_a_slot_lies_inside_its_part() -> None:
+    with pytest.raises(WeightsError, match="ends at byte 28 of part 0, which has 27 bytes"):
+        WeightsLayout(slots=(slot(offset_bytes=4),), part_bytes=(27,))
+    with pytest.raises(WeightsError, match="part 1, which does not exist"):
+        WeightsLayout(slots=(slot(part=1),), part_bytes=(27,))
+
+
+def test_names_are_unique() -> None:
+    with pytest.raises(WeightsError, match="'a': is described twice"):
+        WeightsLayout(slots=(slot(), slot()), part_bytes=(24,))
+
+
+@given(sizes=st.lists(st.integers(0, 40), max_size=6), tied=st.lists(st.integers(0, 5), max_size=4))
+def test_tied_memory_counts_once(sizes: list[int], tied: list[int]) -> None:
+    slots = [
+        TensorSlot(name=f"own{part}", dtype="uint8", shape=(size,), size_bytes=size, part=part)
+        for part, size in enumerate(sizes)
+    ]
+    again = [
+        TensorSlot(name=f"tied{n}", dtype="uint8", shape=(sizes[part],), size_bytes=sizes[part], part=part)
+        for n, part in enumerate(tied)
+        if part < len(sizes)
+    ]
+    assert WeightsLayout(slots=(*slots, *again), part_bytes=tuple(sizes)).size_bytes == sum(sizes)
+
+
+def test_a_header_says_where_tensors_lie(tmp_path: Path) -> None:
+    tensors = every_type(rare=False)
+    path = write_file(tmp_path / "model.safetensors", tensors, {"note": "kept"})
+    layout = SharedWeights.from_file(path).layout
+    assert {found.name for found in layout.slots} == set(tensors)
+    assert layout.metadata == {"note": "kept"}
+    assert layout.part_bytes == (path.stat().st_size,)
+    raw = path.read_bytes()
+    for found in layout.slots:
+        expected = tensors[found.name]
+        assert (getattr(torch, found.dtype), found.shape) == (expected.dtype, tuple(expected.shape))
+        bytes_there = raw[found.offset_bytes : found.offset_bytes + found.size_bytes]
+        assert bytes_there == bytes(expected.reshape(-1).view(torch.uint8).tolist())
+
+
+def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
+    write_file(tmp_path / "one.safetensors", {"a": torch.ones(3)}, {"of": "both"})
+    write_file(tmp_path / "two.safetensors", {"b": torch.zeros(5)})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    weights = SharedWeights.from_file(index)
+    assert [Path(file.path).name for file in weights.files] == ["one.safetensors", "two.safetensors"]
+    assert [(found.name, found.part) for found in weights.layout.slots] == [("a", 0), ("b", 1)]
+    opened = weights.open()
+    assert torch.equal(opened["a"], torch.ones(3))
+    assert torch.equal(opened["b"], torch.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no json", "is no index of shards"),
+        ("[]", "is no index of shards"),
+        ("{}", "is no index of shards"),
+        (json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}), "which is not beside it"),
+    ],
+)
+def test_a_broken_index_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(WeightsError, match=reason):
+        SharedWeights.from_file(index)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 30, 200])
+def test_a_cut_file_is_refused(tmp_path: Path, keep: int) -> None:
+    path = write_file(tmp_path / "model.safetensors", {"a": torch.ones(64)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WeightsError, match=r"is no complete safetensors file.*download it again"):
+        SharedWeights.from_file(path)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        SharedWeights.from_file(tmp_path / "nowhere.safetensors")
+
+
+def test_packed_four_bit_elements_count_as_torch_counts_them(tmp_path: Path) -> None:
+    header = {"a": {"dtype": "F4", "shape": [2, 8], "data_offsets": [0, 8]}}
+    path = write_raw(tmp_path / "packed.safetensors", header, bytes(range(8)))
+    opened = SharedWeights.from_file(path).open()
+    assert (opened["a"].dtype, opened["a"].shape) == (torch.float4_e2m1fn_x2, (2, 4))
+    assert opened["a"].view(torch.uint8).flatten().tolist() == [*range(8)]
+
+
+def test_a_type_without_a_torch_type_is_refused(tmp_path: Path) -> None:
+    header = {"a": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}
+    path = write_raw(tmp_path / "six.safetensors", header, bytes(3))
+    with pytest.raises(WeightsError, match="has the type F6_E2M3, which torch does not have"):
+        SharedWeights.from_file(path)

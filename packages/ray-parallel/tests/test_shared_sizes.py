@@ -1,0 +1,113 @@
+"""How large the store is, and what does not fit: decided before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_parallel.workers import InvalidRequestError, ObjectStoreSizeError
+from ray_parallel.workers._sizes import (
+    GIB,
+    MIB,
+    SMALLEST_STORE_BYTES,
+    memory_free_bytes,
+    shm_free_bytes,
+    store_bytes,
+)
+from ray_parallel.workers._store import StoreRoom
+
+ROOMY = 1 << 50
+sizes = st.integers(0, 1 << 40)
+
+
+@given(shared=sizes)
+def test_what_is_computed_holds_the_weights(shared: int) -> None:
+    size = store_bytes(shared, 0.0, shm_bytes=ROOMY, memory_bytes=ROOMY)
+    assert size >= max(shared, SMALLEST_STORE_BYTES)
+    assert size <= shared + 128 * MIB
+    StoreRoom(size).take(int(0.94 * shared))
+
+
+@given(shared=sizes, asked=st.floats(0.001, 2000))
+def test_a_request_is_kept_or_refused(shared: int, asked: float) -> None:
+    try:
+        size = store_bytes(shared, asked, shm_bytes=ROOMY, memory_bytes=ROOMY)
+    except ObjectStoreSizeError as error:
+        assert error.needed_bytes > int(asked * GIB) == error.available_bytes
+    else:
+        assert size == int(asked * GIB) >= shared
+
+
+@given(shared=sizes, shm=sizes, memory=sizes)
+def test_the_machine_keeps_a_tenth(shared: int, shm: int, memory: int) -> None:
+    try:
+        size = store_bytes(shared, 0.0, shm_bytes=shm, memory_bytes=memory)
+    except ObjectStoreSizeError as error:
+        assert error.needed_bytes > error.available_bytes
+        assert error.available_bytes in (shm, memory)
+    else:
+        assert size <= 0.9 * min(shm, memory)
+
+
+def test_a_refusal_names_numbers_and_remedy() -> None:
+    with pytest.raises(ObjectStoreSizeError) as small:
+        store_bytes(20 * GIB, 2.0, shm_bytes=ROOMY, memory_bytes=ROOMY)
+    assert str(small.value) == (
+        "the weights in the object store need 20.12 GiB but ray_object_store_gb = 2 has 2.00 GiB; nothing was loaded, "
+        "and nothing is spilled to disk; set ray_object_store_gb to 0 to have it computed, or load the model from a "
+        "file, which needs none"
+    )
+    with pytest.raises(ObjectStoreSizeError, match=r"/dev/shm has 4.00 GiB.*load the model from a file"):
+        store_bytes(20 * GIB, 0.0, shm_bytes=4 * GIB, memory_bytes=ROOMY)
+    with pytest.raises(ObjectStoreSizeError, match=r"the memory of this machine has 16.00 GiB"):
+        store_bytes(20 * GIB, 0.0, shm_bytes=ROOMY, memory_bytes=16 * GIB)
+
+
+@pytest.mark.parametrize("asked", [-1.0, float("nan")])
+def test_a_senseless_request_is_refused(asked: float) -> None:
+    with pytest.raises(InvalidRequestError, match="ray_object_store_gb is"):
+        store_bytes(0, asked, shm_bytes=ROOMY, memory_bytes=ROOMY)
+
+
+@given(parts=st.lists(st.integers(0, 100 * MIB), max_size=20))
+def test_room_is_never_overdrawn_and_comes_back(parts: list[int]) -> None:
+    room = StoreRoom(GIB)
+    taken = []
+    for part in parts:
+        before = room.taken_bytes
+        try:
+            room.take(part)
+            taken.append(part)
+        except ObjectStoreSizeError:
+            assert room.taken_bytes == before
+            assert before + part > 0.95 * GIB - 1
+    assert room.taken_bytes == sum(taken) <= 0.95 * GIB
+    for part in taken:
+        room.give(part)
+    assert room.taken_bytes == 0
+
+
+def test_this_machine_has_memory() -> None:
+    assert memory_free_bytes() > 0
+    assert shm_free_bytes() > 0
+
+
+def write_machine(root: Path, limit: str | None, used: int = 0) -> Path:
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text("MemTotal:       100 kB\nMemAvailable:    60 kB\n")
+    if limit is not None:
+        (root / "sys/fs/cgroup").mkdir(parents=True)
+        (root / "sys/fs/cgroup/memory.max").write_text(f"{limit}\n")
+        (root / "sys/fs/cgroup/memory.current").write_text(f"{used}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free_kib"),
+    [(None, 0, 60), ("max", 0, 60), ("40960", 10240, 30), ("40960", 99999, 0), ("999999999", 0, 60)],
+)
+def test_a_container_limits_the_memory(tmp_path: Path, limit: str | None, used: int, free_kib: int) -> None:
+    assert memory_free_bytes(write_machine(tmp_path, limit, used)) == free_kib * 1024
