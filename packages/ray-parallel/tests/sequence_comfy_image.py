@@ -1,0 +1,261 @@
+"""Tiny image models of a ComfyUI checkout with random weights, and what its samplers would call them with."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from sequence_host import host, options
+from sequence_tiny import Built, Case, normal, seeded, uniform
+
+
+def flux(
+    *,
+    heads: int = 3,
+    text: int = 7,
+    batch: int = 1,
+    references: int = 0,
+    flux2: bool = False,
+    timestep_zero: bool = False,
+    control: bool = False,
+    mask: bool = False,
+) -> Built:
+    """FLUX.1 and FLUX.2, 35 tokens; `references` of 12 tokens each, whose timestep may be zero."""
+    width = heads * 16
+    if flux2:
+        kind: dict[str, Any] = {
+            "global_modulation": True,
+            "mlp_silu_act": True,
+            "qkv_bias": False,
+            "ops_bias": False,
+            "txt_ids_dims": [3],
+            "axes_dim": [4, 4, 4, 4],
+            "vec_in_dim": None,
+        }
+    else:
+        kind = {"qkv_bias": True, "txt_ids_dims": [], "axes_dim": [4, 6, 6], "vec_in_dim": 12}
+    model = host("comfy.ldm.flux.model").Flux(
+        in_channels=4,
+        out_channels=4,
+        context_in_dim=20,
+        hidden_size=width,
+        mlp_ratio=2.0,
+        num_heads=heads,
+        depth=2,
+        depth_single_blocks=2,
+        theta=10000,
+        patch_size=2,
+        guidance_embed=True,
+        **kind,
+        **options(),
+    )
+    arguments: dict[str, Any] = {
+        "x": normal(batch, 4, 14, 10),
+        "timestep": torch.full((batch,), 0.6),
+        "context": normal(batch, text, 20),
+        "guidance": torch.full((batch,), 3.5),
+    }
+    if not flux2:
+        arguments["y"] = normal(batch, 12)
+    if references:
+        arguments["ref_latents"] = [normal(batch, 4, 8, 6, seed=9 + index) for index in range(references)]
+    if timestep_zero:
+        arguments["ref_latents_method"] = "index_timestep_zero"
+    if control:
+        arguments["control"] = _residuals(batch, width)
+    if mask:
+        seen = uniform(1, 35 + text, 35 + text, seed=3) > 0.3
+        arguments["attention_mask"] = torch.where(seen, 0.0, -1e4)
+    return seeded(model), arguments
+
+
+def _residuals(batch: int, width: int) -> dict[str, list[torch.Tensor | None]]:
+    """What a ControlNet adds after the double blocks and after the single ones."""
+    return {
+        "input": [normal(batch, 35, width, seed=3), None],
+        "output": [normal(batch, 35, width, seed=4), normal(batch, 35, width, seed=5)],
+    }
+
+
+def chroma(*, heads: int = 3, control: bool = False) -> Built:
+    """Chroma, 35 + 7 tokens."""
+    width = heads * 16
+    model = host("comfy.ldm.chroma.model").Chroma(
+        in_channels=16,
+        out_channels=16,
+        context_in_dim=20,
+        hidden_size=width,
+        mlp_ratio=2.0,
+        num_heads=heads,
+        depth=2,
+        depth_single_blocks=2,
+        axes_dim=[4, 6, 6],
+        theta=10000,
+        patch_size=2,
+        qkv_bias=True,
+        in_dim=64,
+        out_dim=width,
+        hidden_dim=32,
+        n_layers=1,
+        txt_ids_dims=[],
+        vec_in_dim=None,
+        **options(),
+    )
+    arguments: dict[str, Any] = {
+        "x": normal(1, 4, 14, 10),
+        "timestep": torch.full((1,), 0.6),
+        "context": normal(1, 7, 20),
+        "guidance": torch.zeros(1),
+    }
+    if control:
+        arguments["control"] = _residuals(1, width)
+    return seeded(model), arguments
+
+
+def qwen_image(
+    *,
+    heads: int = 3,
+    text: int = 7,
+    mask: bool = False,
+    references: int = 0,
+    method: str = "index",
+    control: bool = False,
+) -> Built:
+    """Qwen-Image and its edit form, 35 tokens and 12 for each reference."""
+    model = host("comfy.ldm.qwen_image.model").QwenImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=heads,
+        joint_attention_dim=20,
+        axes_dims_rope=(4, 6, 6),
+        **options(),
+    )
+    arguments: dict[str, Any] = {
+        "x": normal(1, 4, 1, 14, 10),
+        "timestep": torch.full((1,), 0.6),
+        "context": normal(1, text, 20),
+    }
+    if mask:
+        arguments["attention_mask"] = (torch.arange(text) < text - 2).long()[None]
+    if references:
+        arguments["ref_latents"] = [normal(1, 4, 1, 8, 6, seed=9 + index) for index in range(references)]
+        arguments["ref_latents_method"] = method
+    if control:
+        arguments["control"] = {"input": [normal(1, 35, heads * 16, seed=3), normal(1, 35, heads * 16, seed=4)]}
+    return seeded(model), arguments
+
+
+def lumina(*, heads: int = 3, key_heads: int | None = None, padding: int | None = None, references: int = 0) -> Built:
+    """Lumina 2, 35 + 7 tokens; with `padding` it is Z-Image, whose omni form takes `references`."""
+    axes = [32, 32, 32] if padding else [4, 6, 6]
+    model = host("comfy.ldm.lumina.model").NextDiT(
+        patch_size=2,
+        in_channels=4,
+        dim=heads * sum(axes),
+        n_layers=2,
+        n_refiner_layers=2,
+        n_heads=heads,
+        n_kv_heads=key_heads or heads,
+        multiple_of=16,
+        ffn_dim_multiplier=0.5,
+        qk_norm=True,
+        cap_feat_dim=20,
+        axes_dims=axes,
+        axes_lens=[64, 64, 64],
+        z_image_modulation=padding is not None,
+        time_scale=1000.0,
+        pad_tokens_multiple=padding,
+        **options(),
+    )
+    arguments: dict[str, Any] = {
+        "x": normal(1, 4, 14, 10),
+        "timesteps": torch.full((1,), 0.6),
+        "context": normal(1, 7, 20),
+        "num_tokens": 7,
+    }
+    if references:
+        arguments["ref_latents"] = [normal(1, 4, 8, 6, seed=9 + index) for index in range(references)]
+        arguments["ref_contexts"] = [normal(1, 5, 20, seed=9 + index) for index in range(references)]
+    return seeded(model), arguments
+
+
+def hidream(*, heads: int = 3) -> Built:
+    """HiDream-I1, 35 tokens, with a mixture of experts."""
+    model = host("comfy.ldm.hidream.model").HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=heads,
+        caption_channels=[20, 24],
+        text_emb_dim=12,
+        axes_dims_rope=(4, 6, 6),
+        llama_layers=[0, 1, 2, 3],
+        max_resolution=(32, 32),
+        **options(),
+    )
+    return seeded(model), {
+        "x": normal(1, 4, 14, 10),
+        "t": torch.full((1,), 600.0),
+        "y": normal(1, 12),
+        "context": normal(1, 7, 20),
+        "encoder_hidden_states_llama3": normal(1, 4, 9, 24),
+    }
+
+
+def sd3(*, dual: bool = False, control: bool = False, text: int = 7) -> Built:
+    """Stable Diffusion 3 (`dual`: 3.5 medium, whose first blocks attend twice), 35 tokens, 3 heads."""
+    model = host("comfy.ldm.modules.diffusionmodules.mmdit").OpenAISignatureMMDITWrapper(
+        input_size=None,
+        patch_size=2,
+        in_channels=4,
+        depth=3,
+        num_patches=256,
+        pos_embed_max_size=16,
+        pos_embed_scaling_factor=None,
+        adm_in_channels=12,
+        context_embedder_config={"target": "torch.nn.Linear", "params": {"in_features": 20, "out_features": 192}},
+        qk_norm="rms" if dual else None,
+        x_block_self_attn_layers=[0, 1] if dual else [],
+        **options(),
+    )
+    arguments: dict[str, Any] = {
+        "x": normal(1, 4, 14, 10),
+        "timesteps": torch.full((1,), 600.0),
+        "context": normal(1, text, 20),
+        "y": normal(1, 12),
+    }
+    if control:
+        arguments["control"] = {"output": [normal(1, 35, 192, seed=3), None, normal(1, 35, 192, seed=4)]}
+    return seeded(model), arguments
+
+
+CASES = (
+    Case(name="Flux: 35 + 7 tokens, 3 heads", build=flux, fast=True),
+    Case(name="Flux: batch 2, 2 text tokens", build=partial(flux, batch=2, text=2)),
+    Case(name="Flux: dense mask", build=partial(flux, mask=True)),
+    Case(name="Flux: ControlNet", build=partial(flux, control=True), fast=True),
+    Case(name="Flux: two Kontext references", build=partial(flux, references=2)),
+    Case(name="Flux 2: references with timestep 0", build=partial(flux, flux2=True, references=2, timestep_zero=True)),
+    Case(name="Chroma: ControlNet", build=partial(chroma, control=True)),
+    Case(name="Qwen-Image: 35 + 7 tokens, 4 heads", build=partial(qwen_image, heads=4)),
+    Case(name="Qwen-Image: text mask", build=partial(qwen_image, mask=True)),
+    Case(
+        name="Qwen-Image: references with timestep 0, ControlNet",
+        build=partial(qwen_image, references=2, method="index_timestep_zero", control=True),
+        fast=True,
+    ),
+    Case(name="Z-Image: padding to 8", build=partial(lumina, padding=8), fast=True),
+    Case(name="Z-Image: references", build=partial(lumina, padding=8, references=2)),
+    Case(name="Lumina 2: 4 heads, 2 key heads", build=partial(lumina, heads=4, key_heads=2)),
+    Case(name="HiDream: 35 + 25 tokens", build=hidream, fast=True),
+    Case(name="SD3: 35 + 7 tokens", build=sd3),
+    Case(name="SD3: two attentions, ControlNet", build=partial(sd3, dual=True, control=True), fast=True),
+    Case(name="SD3: 2 text tokens", build=partial(sd3, text=2)),
+)
