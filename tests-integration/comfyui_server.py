@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +169,30 @@ def _finished(entry: Mapping[str, Any], seconds: float) -> Finished:
 def require_comfyui() -> Path:
     """The checkout; without one the test is skipped, loudly, or fails where `HOST_REQUIRED=1` asks for it."""
     folder = find_comfyui()
-    if folder is None:
-        reason = "no ComfyUI checkout at COMFYUI_PATH or in the cache; run tools/get_comfyui.py --from SOURCE"
-        if os.environ.get("HOST_REQUIRED") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return folder
+    missing = () if folder is None else missing_requirements(folder)
+    if folder is not None and not missing:
+        return folder
+    reason = "no ComfyUI checkout at COMFYUI_PATH or in the cache; run tools/get_comfyui.py --from SOURCE"
+    if missing:
+        reason = f"the ComfyUI checkout needs {', '.join(missing)}; install what its requirements.txt lists"
+    if os.environ.get("HOST_REQUIRED") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def missing_requirements(folder: Path) -> tuple[str, ...]:
+    """The essential requirements of a checkout that are not installed, those for its pages left out."""
+    essential = (folder / "requirements.txt").read_text(encoding="utf-8").partition("#non essential")[0]
+    names = (re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in essential.splitlines())
+    return tuple(name for name in names if name and not name.startswith("comfyui-") and not _installed(name))
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from comfy_nodes.cli import _parser
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._main import main
 
-COMMANDS = ("demo", "plan", "gguf", "gguf info", "devices", "explain")
+COMMANDS = ("demo", "plan", "gguf", "gguf info", "devices", "explain", "link", "doctor")
 
 OPTIONS = {
     "demo": {
@@ -33,6 +33,8 @@ OPTIONS = {
     "gguf info": {"--help", "--json", "--metadata"},
     "devices": {"--help", "--json"},
     "explain": {"--help", "--model-size", "--compute", "--device"},
+    "link": {"--help", "--comfyui", "--remove"},
+    "doctor": {"--help", "--comfyui", "--json"},
 }  # fmt: skip
 """Frozen: scripts of people use these words."""
 

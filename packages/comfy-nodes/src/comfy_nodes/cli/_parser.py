@@ -40,6 +40,8 @@ examples:
   torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*"
                                               a real file, nothing loaded
   torchspan gguf info model-Q4_K_S.gguf       what a quantised file consists of
+  torchspan link --comfyui ~/ComfyUI          ComfyUI loads the node pack
+  torchspan doctor --comfyui ~/ComfyUI        what is installed, and what is wrong
 
 exit codes:
   0    all went well
@@ -132,6 +134,27 @@ examples:
       --device cuda:0=24gb --device cuda:1=12gb --device cpu=64gb
 """
 
+_LINK = """\
+Let ComfyUI load the node pack that pip installed: one small folder
+"torchspan" in its custom_nodes, which imports this package. Updating the
+package updates the nodes. Only a folder that this command made is ever
+replaced or removed.
+
+examples:
+  torchspan link --comfyui ~/ComfyUI
+  torchspan link --comfyui ~/ComfyUI --remove
+"""
+
+_DOCTOR = """\
+Say what is installed and in which version, which ComfyUI would load the pack
+and what would be in its way, which devices there are and why not more, each
+with what would help. The exit code is 1 when there is a problem.
+
+examples:
+  torchspan doctor --comfyui ~/ComfyUI
+  torchspan doctor --json
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `torchspan`.
@@ -148,6 +171,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_gguf(_command(commands, "gguf", "what a quantised file consists of", _GGUF))
     _add_devices(_command(commands, "devices", "what this machine offers, and why not more", _DEVICES, _run_devices))
     _add_explain(_command(commands, "explain", "what an allocation means, in plain English", _EXPLAIN, _run_explain))
+    _add_link(_command(commands, "link", "let ComfyUI load the node pack that pip installed", _LINK, _run_link))
+    _add_doctor(_command(commands, "doctor", "what is installed, and what is wrong with it", _DOCTOR, _run_doctor))
     return parser
 
 
@@ -255,6 +280,24 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
     _add_machine(parser, links=False)
 
 
+def _add_link(parser: argparse.ArgumentParser) -> None:
+    _add_comfyui(parser)
+    parser.add_argument("--remove", action="store_true", help="remove the folder instead")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_comfyui(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _add_comfyui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--comfyui",
+        metavar="PATH",
+        help="folder of ComfyUI's main.py, or its --base-directory (default: COMFYUI_PATH, else the current folder)",
+    )
+
+
 def _add_machine(parser: argparse.ArgumentParser, *, links: bool = True) -> None:
     machine = parser.add_argument_group("machine (default: this one)")
     machine.add_argument(
@@ -314,5 +357,17 @@ def _run_devices(options: argparse.Namespace) -> ExitCode:
 
 def _run_explain(options: argparse.Namespace) -> ExitCode:
     from comfy_nodes.cli._explain import run
+
+    return run(options)
+
+
+def _run_link(options: argparse.Namespace) -> ExitCode:
+    from comfy_nodes.cli._link import run
+
+    return run(options)
+
+
+def _run_doctor(options: argparse.Namespace) -> ExitCode:
+    from comfy_nodes.cli._doctor import run
 
     return run(options)
