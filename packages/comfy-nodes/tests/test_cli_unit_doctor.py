@@ -1,4 +1,4 @@
-"""Laws of `torchspan doctor`: what is there is named, what is wrong has a remedy, and the exit code tells the two apart."""
+"""Laws of `torchspan doctor`: what is there is named, what is wrong has a remedy, the exit code tells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of `torchspan link`: the folder loads this package, only our own folder is ever touched, nothing is half-done."""
+"""Laws of `torchspan link`: the folder loads this package, only our own is ever touched, nothing is half-done."""
 
 from __future__ import annotations
 
