@@ -1,0 +1,111 @@
+"""Entering the pack into the host: which ids it offers, who serves them, and what it asks of the server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from comfy_nodes import host
+from comfy_nodes.host import _app
+from comfy_nodes.nodes._classes import node_class
+from comfy_nodes.nodes._rewrite import rewrite_prompt
+from comfy_nodes.nodes._row import NodeRow
+from comfy_nodes.nodes._sibling_class import sibling_class
+from comfy_nodes.nodes._siblings import SIBLINGS
+from comfy_nodes.nodes._table import TABLE
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def mappings() -> dict[str, type]:
+    """The classes of every node that this host can have now, by id.
+
+    Nodes of packs that are loaded after this one are entered when the server starts. Asked for again, the same classes
+    are given and nothing is entered twice.
+    """
+    left_out = _without_dependency()
+    classes = {node_id: node_class(row) for node_id, row in TABLE.items() if row not in left_out}
+    classes |= _sibling_classes({})
+    _app.on_prompt(_rewrite)
+    _app.when_started(_started)
+    return classes
+
+
+def display_names() -> dict[str, str]:
+    """Display names by id, for every node of the table."""
+    return {node_id: row.display_name for node_id, row in TABLE.items() if node_id in mappings()}
+
+
+def enter_siblings() -> list[str]:
+    """Enter the nodes of packs that were loaded after this one into the host; return their ids."""
+    registered = _app.registered_nodes()
+    late = _sibling_classes(registered)
+    module = getattr(registered.get("DeviceSelectorMultiGPU"), "RELATIVE_PYTHON_MODULE", None)
+    for node_id, made in late.items():
+        made.RELATIVE_PYTHON_MODULE = module  # type: ignore[attr-defined]
+        registered[node_id] = made
+    return sorted(late)
+
+
+def who_serves(packs: Mapping[str, ModuleType], registered: Mapping[str, Any]) -> list[str]:
+    """Sentences about ids that several packs offer: who offers them, and whose nodes a workflow gets.
+
+    Args:
+        packs: the packs that the host has loaded, by name, in order.
+        registered: the host's nodes by id.
+    """
+    offers = {
+        name: set(TABLE).intersection(getattr(module, "NODE_CLASS_MAPPINGS", ())) for name, module in packs.items()
+    }
+    offering = [name for name, ids in offers.items() if ids]
+    if len(offering) < 2:
+        return []
+    shared = [node_id for node_id in TABLE if sum(node_id in ids for ids in offers.values()) > 1]
+    servers = {str(getattr(registered.get(node_id), "RELATIVE_PYTHON_MODULE", "another pack")) for node_id in shared}
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} node ids are offered by {' and '.join(offering)}; workflows get those of "
+        f"{' and '.join(sorted(servers))}. Keep one of these packs ({', '.join(shared[:3])}, ...)"
+    ]
+
+
+def _sibling_classes(registered: Mapping[str, Any]) -> dict[str, type]:
+    """Classes for nodes of other packs that are loaded and not entered yet; one that cannot be made is logged."""
+    there = _app.registered_nodes()
+    made = {}
+    for node in SIBLINGS:
+        if node.base not in there or node.node_id in registered:
+            continue
+        try:
+            made[node.node_id] = sibling_class(node)
+        except Exception as error:  # noqa: BLE001 - any failure of another pack's code must leave our own nodes alone
+            _log.warning("%s is left out: %s of %s cannot be read (%s)", node.node_id, node.base, node.pack, error)
+    return made
+
+
+def _without_dependency() -> list[NodeRow]:
+    """Nodes whose library is not installed, which is said once for all of them."""
+    rows = [row for row in TABLE.values() if row.loader is not None and row.loader.gguf]
+    missing = [name for name in ("gguf", "gguf_loader") if find_spec(name) is None]
+    if not missing:
+        return []
+    _log.warning("%d nodes for GGUF files are left out: %s is not installed", len(rows), " and ".join(missing))
+    return rows
+
+
+def _started() -> None:
+    late = enter_siblings()
+    if late:
+        _log.info("%d nodes for packs that were loaded later: %s", len(late), ", ".join(late))
+    for sentence in who_serves(_app.loaded_packs(), _app.registered_nodes()):
+        _log.warning("%s", sentence)
+
+
+def _rewrite(prompt: dict[str, Any]) -> dict[str, Any]:
+    return rewrite_prompt(prompt, TABLE, host.device_names())
