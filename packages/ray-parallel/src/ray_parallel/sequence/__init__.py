@@ -14,8 +14,11 @@ from ray_parallel._errors import (
     UncutAttentionError,
     UnknownModelError,
 )
+from ray_parallel.sequence._attention import Kind, Mesh
 from ray_parallel.sequence._comm import Comm, GroupComm, Traffic
+from ray_parallel.sequence._engine import Parallel
 from ray_parallel.sequence._layout import Layout
+from ray_parallel.sequence._parallelize import injection, parallelize
 from ray_parallel.sequence._plan import (
     Attn,
     Compressed,
@@ -41,8 +44,11 @@ __all__ = [
     "Control",
     "Grid",
     "GroupComm",
+    "Kind",
     "Layout",
+    "Mesh",
     "Opaque",
+    "Parallel",
     "ParallelError",
     "Plan",
     "PlanError",
@@ -55,5 +61,7 @@ __all__ = [
     "Traffic",
     "UncutAttentionError",
     "UnknownModelError",
+    "injection",
+    "parallelize",
     "run_threads",
 ]

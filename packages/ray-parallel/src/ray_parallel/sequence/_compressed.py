@@ -5,7 +5,7 @@ Expanding first and cutting then would cost a row a token: 672 MiB instead of 1.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import copy
 from functools import cache
 from typing import Any
 
@@ -39,8 +39,8 @@ def cut_compressed(rows: Any, held: Span, tokens: int) -> Any:
     start, end = held
     first, last = start // per_frame, -(-end // per_frame)
     whole = start % per_frame == 0 and end % per_frame == 0
-    kind: Any = type(rows) if whole else _torn(type(rows))
-    part = kind.__new__(kind)
+    kind: Any = type(rows)
+    part = copy.copy(rows) if whole else object.__new__(_torn(kind))
     for name in _ATTRIBUTES:
         setattr(part, name, getattr(rows, name))
     part.data = rows.data[:, first:last]
@@ -53,7 +53,7 @@ def cut_compressed(rows: Any, held: Span, tokens: int) -> Any:
 
 
 @cache
-def _torn(kind: Hashable) -> type[Any]:
+def _torn(kind: Any) -> type[Any]:
     """`kind`, with frames that have different numbers of tokens."""
 
     def expand(self: Any) -> Tensor:
@@ -73,7 +73,6 @@ def _torn(kind: Hashable) -> type[Any]:
         "expand": expand,
         "expand_for_computation": expand_for_computation,
     }
-    assert isinstance(kind, type)
     return type(f"Torn{kind.__name__}", (kind,), body)
 
 

@@ -127,6 +127,10 @@ class Layout:
         """Tokens of `streams` that this rank holds."""
         return _tokens(self.held, streams, self.rank)
 
+    def held_sizes(self, streams: Sequence[str]) -> list[int]:
+        """Tokens of `streams` that each rank holds."""
+        return [_tokens(self.held, streams, rank) for rank in range(self.ranks)]
+
     def owned_sizes(self, streams: Sequence[str]) -> list[int]:
         """Tokens of `streams` that each rank contributes."""
         return [_tokens(self.owned, streams, rank) for rank in range(self.ranks)]

@@ -199,6 +199,8 @@ class Region:
             raise PlanError(f"{', '.join(both)} is both cut and whole; list it once")
         if self.scope not in ("list", "block"):
             raise PlanError(f"scope {self.scope!r} is unknown; use 'list' or 'block'")
+        if isinstance(self.exit, tuple) and isinstance(self.out, tuple):
+            raise PlanError("an exit before a module joins one tensor, but the blocks return several; use a list's end")
         for leaf in leaves(self.out):
             if not isinstance(leaf, Seq | Grid):
                 raise PlanError(f"a block cannot return {leaf}; results are Seq or Grid")

@@ -1,0 +1,285 @@
+"""A plan on an unmodified model: hooks cut what a block takes, attention is caught, the streams are joined again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ray_parallel._errors import ClosedWorldError, PlanError, UncutAttentionError
+from ray_parallel.sequence._attention import Mesh
+from ray_parallel.sequence._binding import Signature
+from ray_parallel.sequence._catch import Caught, SdpaMode
+from ray_parallel.sequence._check import blocks_of, check_fit, submodule
+from ray_parallel.sequence._layout import Layout
+from ray_parallel.sequence._options import OPTIONS, Patch, prepare
+from ray_parallel.sequence._plan import Attn, Control, Plan, Region, Spec
+from ray_parallel.sequence._preflight import preflight
+from ray_parallel.sequence._rules import Forward, Frame, MaskKernel, run_rule
+from ray_parallel.sequence._values import cut, layout_of, put_together
+
+
+class Parallel:
+    """A model under a plan. Leaving the with-block, or `remove`, takes everything off again.
+
+    Attributes:
+        model: the model.
+        plan: its plan.
+        mesh: the ranks; `mesh.world.traffic` tells what was sent.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        mesh: Mesh,
+        *,
+        kernels: Mapping[str, MaskKernel],
+        whole: Collection[str],
+        check_ranks: bool,
+    ) -> None:
+        self.model = model
+        self.plan = plan
+        self.mesh = mesh
+        self._kernels = kernels
+        self._whole = frozenset(whole)
+        self._check_ranks = check_ranks
+        self._signature = Signature(model)
+        self._handles: list[RemovableHandle] = []
+        self._forward: Forward | None = None
+        self._mode = ExitStack()
+        check_fit(model, plan, kernels)
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __enter__(self) -> Parallel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take every hook off the model; a second time does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._mode.close()
+        self._forward = None
+
+    def _install(self) -> None:
+        keep = self._handles.append
+        keep(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        keep(self.model.register_forward_hook(self._end, always_call=True))
+        for region in self.plan.regions:
+            for name in region.blocks:
+                blocks = blocks_of(self.model, name)
+                for place, block in enumerate(blocks):
+                    ends = region.scope == "block" or (place == len(blocks) - 1 and name == _last_list(region))
+                    self._install_block(region, name, place, block, ends)
+            if isinstance(region.exit, tuple):
+                module = self.model.get_submodule(region.exit[0])
+                keep(module.register_forward_pre_hook(self._exit_before(region, Signature(module)), with_kwargs=True))
+
+    def _install_block(self, region: Region, name: str, place: int, block: nn.Module, ends: bool) -> None:
+        keep = self._handles.append
+        where = f"{name}.{place}"
+        keep(block.register_forward_pre_hook(self._enter(region, where, Signature(block)), with_kwargs=True))
+        for control in self.plan.control:
+            if control.blocks == name:
+                keep(block.register_forward_hook(self._add_control(control, place)))
+        keep(block.register_forward_hook(self._leave(region, ends)))
+        for path, rule in region.attn.items():
+            inner = submodule(block, path) if path else None
+            if inner is not None:
+                keep(inner.register_forward_pre_hook(self._push(f"{where}.{path}", rule)))
+                keep(inner.register_forward_hook(self._pop))
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._mode.close()
+        self._forward = None
+        bound = self._signature.bind(args, kwargs)
+        given = bound.given()
+        if self._check_ranks:
+            preflight(self.mesh.world, self.plan.digest(), self.mesh.kind, sorted(self._whole), given)
+        forward = Forward()
+        if OPTIONS in given or self._signature.takes(OPTIONS):
+            options, earlier = prepare(given.get(OPTIONS) or {}, self.plan, self._attend, self._on_whole)
+            forward.plain = earlier is None
+            bound.replace(OPTIONS, options)
+        if not forward.plain and self.mesh.kind != "ulysses":
+            raise PlanError(
+                f"another attention override is installed, and {self.mesh.kind!r} shows it parts of a sequence only; "
+                "use kind 'ulysses', which calls it for whole sequences, or remove it"
+            )
+        control = given.get("control")
+        if isinstance(control, Mapping):
+            forward.control = {key: control[key] for key in control}
+            self._check_control(model, forward.control)
+            ours = {entry.key for entry in self.plan.control}
+            bound.replace("control", {key: [] if key in ours else entry for key, entry in control.items()})
+        self._forward = forward
+        self._mode.enter_context(SdpaMode(self._attend))
+        return bound.call()
+
+    def _end(self, model: nn.Module, args: Any, out: Any) -> None:
+        self._mode.close()
+        forward, self._forward = self._forward, None
+        if forward is not None and forward.region is not None and out is not None:
+            lists = ", ".join(forward.region.blocks)
+            raise PlanError(
+                f"the streams of {lists} were never joined: the exit {forward.region.exit!r} was not reached; was its "
+                "block skipped? Use scope 'block' for patches that skip blocks"
+            )
+
+    def _enter(self, region: Region, where: str, signature: Signature) -> Callable[..., Any]:
+        known = {*region.args, *region.whole, OPTIONS}
+
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            forward = self._forward
+            if forward is None:
+                return None
+            bound = signature.bind(args, kwargs)
+            given = bound.given()
+            unknown = [name for name in given if name not in known]
+            if unknown:
+                raise ClosedWorldError(f"{type(block).__name__} ({where})", unknown)
+            if forward.region is not region:
+                self._open(forward, region, given, where)
+            assert forward.layout is not None
+            for name, spec in region.args.items():
+                if name in given:
+                    bound.replace(name, self._cut_argument(forward, name, given[name], spec, forward.layout))
+            forward.frames.append(Frame(where, region.attn.get("")))
+            return bound.call()
+
+        return hook
+
+    def _open(self, forward: Forward, region: Region, given: Mapping[str, Any], where: str) -> None:
+        if forward.region is not None:
+            raise PlanError(f"{where} starts a region before that of {', '.join(forward.region.blocks)} has ended")
+        world = self.mesh.world
+        forward.layout = layout_of(region, given, ranks=world.size, rank=world.rank, whole=self._whole)
+        forward.lengths.update(forward.layout.lengths)
+        forward.region = region
+
+    @staticmethod
+    def _cut_argument(forward: Forward, name: str, value: Any, spec: Any, layout: Layout) -> Any:
+        """Cut once what comes again with every block."""
+        last = forward.cuts.get(name)
+        if last is not None and last[0] is value:
+            return last[1]
+        out = cut(value, spec, layout)
+        forward.cuts.pop(name, None)
+        if out is not value:
+            forward.cuts[name] = (value, out)
+        return out
+
+    def _leave(self, region: Region, ends: bool) -> Callable[..., Any]:
+        def hook(block: nn.Module, args: Any, out: Any) -> Any:
+            forward = self._forward
+            if forward is None or forward.region is not region:
+                return None
+            self._close(forward)
+            if not ends:
+                return None
+            assert forward.layout is not None
+            joined = put_together(out, region.out, forward.layout, self.mesh.world)
+            forward.region, forward.cuts = None, {}
+            return joined
+
+        return hook
+
+    def _exit_before(self, region: Region, signature: Signature) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            forward = self._forward
+            if forward is None or forward.region is not region:
+                return None
+            assert forward.layout is not None
+            bound = signature.bind(args, kwargs)
+            name = region.exit[1]
+            joined = put_together(bound.given().get(name), region.out, forward.layout, self.mesh.world)
+            bound.replace(name, joined)
+            forward.region, forward.cuts = None, {}
+            return bound.call()
+
+        return hook
+
+    def _push(self, where: str, rule: Attn) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if self._forward is not None and self._forward.region is not None:
+                self._forward.frames.append(Frame(where, rule))
+
+        return hook
+
+    def _pop(self, module: nn.Module, args: Any, out: Any) -> None:
+        if self._forward is not None and self._forward.region is not None:
+            self._close(self._forward)
+
+    def _close(self, forward: Forward) -> None:
+        frame = forward.frames.pop()
+        assert forward.layout is not None
+        if frame.rule is not None and not frame.caught and forward.layout.cut_streams(frame.rule.kv):
+            raise UncutAttentionError(
+                f"{frame.where} should attend over {', '.join(frame.rule.kv)}, but no attention was seen there: it "
+                "calls a kernel that passes neither the host's override nor torch's scaled_dot_product_attention; "
+                "choose the pytorch attention backend"
+            )
+
+    def _attend(self, caught: Caught) -> Tensor | None:
+        return None if self._forward is None else run_rule(self._forward, self.mesh, self._kernels, caught)
+
+    def _on_whole(self, patch: Patch, specs: Mapping[str, Spec]) -> Patch:
+        """A patch of the host that is shown whole tensors, and whose results are cut again."""
+
+        def on_whole(values: dict[str, Any]) -> Any:
+            forward = self._forward
+            if forward is None or forward.region is None or forward.layout is None:
+                return patch(values)
+            layout = forward.layout
+            ours = {name: spec for name, spec in specs.items() if values.get(name) is not None}
+            joined = {name: put_together(values[name], spec, layout, self.mesh.world) for name, spec in ours.items()}
+            out = patch({**values, **joined})
+            return {name: cut(value, specs.get(name), layout) for name, value in out.items()}
+
+        return on_whole
+
+    def _check_control(self, model: nn.Module, control: Mapping[str, Any]) -> None:
+        known = {entry.key for entry in self.plan.control}
+        given = [key for key, entry in control.items() if key not in known and any(e is not None for e in entry or ())]
+        if given and any(region.scope == "list" for region in self.plan.regions):
+            raise ClosedWorldError(type(model).__name__, [f"control[{key!r}]" for key in given])
+
+    def _add_control(self, control: Control, place: int) -> Callable[..., None]:
+        """Add the residual of one block to what this rank holds of its result."""
+
+        def hook(block: nn.Module, args: Any, out: Any) -> None:
+            forward = self._forward
+            entries = forward.control.get(control.key) if forward is not None else None
+            residual = entries[place] if entries is not None and place < len(entries) else None
+            if forward is None or forward.layout is None or residual is None:
+                return
+            hidden = out if control.out is None else out[control.out]
+            offset = sum(forward.lengths[name] for name in control.after)
+            first, *_ = forward.layout.held[control.stream][forward.layout.rank]
+            for start, end in forward.layout.ranges(offset, offset + residual.shape[1], (control.stream,)):
+                shift = first - offset
+                hidden[:, start:end] += residual[:, start + shift : end + shift]
+
+        return hook
+
+
+def _last_list(region: Region) -> str | None:
+    """The list after whose last block the region ends, if it ends after a block."""
+    if isinstance(region.exit, tuple):
+        return None
+    last: str = region.blocks[-1]
+    return last if region.exit == "last" else region.exit
