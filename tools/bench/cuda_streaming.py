@@ -5,7 +5,7 @@ Usage: python tools/bench/cuda_streaming.py [--blocks 24] [--width 3072] [--toke
 Every way runs the same stack of bfloat16 transformer blocks on the same input; its output must equal that of the
 resident model. Columns:
 
-s a pass     median of the passes after two to warm up, the device synchronised around each
+s a pass     median of the passes after two to warm up; the host waits for each result, as a sampler does
 to ours      that time over the one of the second row, ours
 overlap      max(C, D) / P: C is a pass of the resident model, D the time its streamed bytes take on the link as probed,
              P the pass; 1.00 means that everything that can overlap does. Ways that stream everything have a larger D.
@@ -179,10 +179,10 @@ def diffusers_offload(model: Stack, device: torch.device, *, by_block: bool) -> 
     return nullcontext()
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
+def wait_for_result(device: torch.device) -> None:
+    """Wait for the stream that computes, not for copies that run ahead."""
     if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+        torch.accelerator.current_stream(device).synchronize()
 
 
 def host_syncs(model: Stack, setting: Setting) -> int | None:
@@ -207,10 +207,10 @@ def measure(name: str, applied: Applied, setting: Setting, expected: Tensor | No
     with applied(model), torch.no_grad():
         seconds = []
         for _ in range(WARM_PASSES + setting.passes):
-            synchronize(setting.device)
+            wait_for_result(setting.device)
             began = time.perf_counter()
             output = model(setting.x)
-            synchronize(setting.device)
+            wait_for_result(setting.device)
             seconds.append(time.perf_counter() - began)
         peak = torch.cuda.max_memory_allocated() if setting.device.type == "cuda" else 0
         return Result(

@@ -5,8 +5,9 @@ Usage: python tools/bench/gguf_cuda.py [--device cuda] [--size 4096] [--repeats 
 
 Four tables, and the name of the GPU that they are from:
 1. Every type: whether the GPU's float32 equals the CPU's bit for bit and its bfloat16 that value rounded once; the time
-   of Triton, eager torch and the peer; and Triton's rate as a share of what a device copy reaches, counting the bytes
-   that have to move (blocks read once, weights written once). 1.0 is the ideal.
+   of Triton's kernel alone (a graph of calls on several tensors, more than the cache holds); its rate as a share of
+   what a device copy reaches, counting the bytes that have to move (blocks read once, weights written once), 1.0 being
+   the ideal; and the time of one call from an idle start, the host's work included, by Triton, eager torch, the peer.
 2. A linear layer, Q4_K, by tokens: packed against dense bfloat16 and against dequantising the whole weight first.
 3. LoRA of rank 32 beside that layer.
 4. Time from the host: packed blocks copied and dequantised on the GPU, against a copy of the dense weight.
@@ -55,6 +56,19 @@ class Timer:
                     least[label] = min(least[label], milliseconds)
         return least
 
+    def each(self, calls: Sequence[Callable[[], Any]]) -> float:
+        """Least milliseconds a call of the device alone: all calls as one graph, which the host starts once."""
+        for call in calls:
+            call()
+        if self.device.type != "cuda":
+            return self.least({"calls": lambda: [call() for call in calls]})["calls"] / len(calls)
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        return self.least({"graph": graph.replay})["graph"] / len(calls)
+
     def _once(self, call: Callable[[], Any]) -> float:
         if self.device.type != "cuda":
             start = time.perf_counter()
@@ -89,7 +103,9 @@ def table_of_types(names: Sequence[str], size: int, timer: Timer, peer: Any) -> 
     copy_ms = timer.least({"copy": lambda: target.copy_(source)})["copy"]
     copy_rate = 2 * FLUSH_BYTES / copy_ms / 1e6
     print(f"\na copy moves {copy_rate:.0f} GB/s (read and written)")
-    print(f"{'type':<9}{'exact':>7}{'auto ms':>10}{'eager ms':>10}{'peer ms':>10}{'GB/s':>8}{'of copy':>9}")
+    print(
+        f"{'type':<9}{'exact':>7}{'kernel ms':>11}{'GB/s':>8}{'of copy':>9}{'auto ms':>10}{'eager ms':>10}{'peer ms':>10}"
+    )
     for name in names:
         kind = type_by_name(name)
         blocks = tame_blocks(kind, size * size).to(device)
@@ -99,11 +115,15 @@ def table_of_types(names: Sequence[str], size: int, timer: Timer, peer: Any) -> 
         if peer is not None and name in PEER_TYPES:
             timed["peer"] = partial(peer_weights, peer, name, blocks, shape)
         least = timer.least(timed)
-        rate = (blocks.nbytes + out.nbytes) / least["auto"] / 1e6
+        copies = range(-(-FLUSH_BYTES // (blocks.nbytes + out.nbytes)))
+        others = [(blocks.clone(), torch.empty_like(out)) for _ in copies] if device.type == "cuda" else [(blocks, out)]
+        kernel_ms = timer.each([partial(dequantize, b, kind, shape, dtype=o.dtype, out=o) for b, o in others])
+        rate = (blocks.nbytes + out.nbytes) / kernel_ms / 1e6
         peer_ms = f"{least['peer']:>10.3f}" if "peer" in least else f"{'-':>10}"
+        is_exact = "yes" if exact(name, device) else "NO"
         print(
-            f"{name:<9}{'yes' if exact(name, device) else 'NO':>7}{least['auto']:>10.3f}{least['eager']:>10.3f}"
-            f"{peer_ms}{rate:>8.0f}{rate / copy_rate:>9.2f}",
+            f"{name:<9}{is_exact:>7}{kernel_ms:>11.3f}{rate:>8.0f}{rate / copy_rate:>9.2f}"
+            f"{least['auto']:>10.3f}{least['eager']:>10.3f}{peer_ms}",
             flush=True,
         )
 

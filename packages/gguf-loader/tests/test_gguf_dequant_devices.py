@@ -6,10 +6,10 @@ import types
 
 import pytest
 import torch
-from gguf_packing import BLOCK_TYPES, golden, packed, same_bits
+from gguf_packing import BLOCK_TYPES, golden, packed, same_bits, tame_blocks
 from torch import nn
 
-from gguf_loader import DequantConfig, GgufLinear, dequantize, load_packed, type_by_name
+from gguf_loader import DequantConfig, GgufLinear, ScratchPool, _dequant, dequantize, load_packed, type_by_name
 
 
 @pytest.mark.parametrize("name", BLOCK_TYPES)
@@ -19,6 +19,18 @@ def test_weights_on_another_device_are_ggml_s_bit_for_bit(name: str, sim: types.
         found = dequantize(blocks.to("sim:1"), type_by_name(name), expected.shape, dtype=dtype)
         assert found.device == torch.device("sim:1")
         assert same_bits(found.cpu(), expected.to(dtype))
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_working_memory_elsewhere_is_nine_bytes_for_each_weight_of_a_chunk(
+    name: str, sim: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dequant, "DEVICE_WEIGHTS", 1 << 15)
+    kind, pool = type_by_name(name), ScratchPool()
+    blocks = tame_blocks(kind, 5 << 14)
+    found = dequantize(blocks.to("sim:0"), kind, (5 << 14,), dtype=torch.bfloat16, scratch=pool)
+    assert same_bits(found.cpu(), dequantize(blocks, kind, (5 << 14,), dtype=torch.bfloat16))
+    assert 2 << 15 <= pool.scratch().size_bytes <= 9 << 15
 
 
 def test_a_layer_moves_to_another_device_and_computes_there(sim: types.ModuleType) -> None:

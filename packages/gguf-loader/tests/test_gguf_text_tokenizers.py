@@ -129,6 +129,18 @@ def test_the_padding_of_the_embedding_is_left_out_and_unused_tokens_are_not(tmp_
     assert rebuild_tokenizer(write_vocabulary(tmp_path, metadata)).vocabulary == count + 7
 
 
+def test_an_unknown_token_that_is_typed_as_control_is_found_by_its_number(tmp_path: Path) -> None:
+    """As the converter writes Phi-3's, whose added tokens are all control tokens."""
+    original = trained("unigram", normalization_rule_name="identity")
+    metadata = as_converted(original)
+    metadata["token_type"][original.unk_id()] = CONTROL
+    again = sentencepiece.SentencePieceProcessor(
+        model_proto=rebuild_tokenizer(write_vocabulary(tmp_path, metadata)).data
+    )
+    assert again.is_unknown(original.unk_id())
+    assert [again.encode(text) for text in TEXTS] == [original.encode(text) for text in TEXTS]
+
+
 def test_a_bpe_model_comes_back_as_gemma_and_llama_write_it(tmp_path: Path) -> None:
     original = trained(
         "bpe", vocab_size=420, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
@@ -212,6 +224,12 @@ WRONG: list[tuple[dict[str, Any], type[GgufError], str]] = [
     (SPM | {"token_type": [2, 1]}, GgufTokenizerError, r"'tokenizer.ggml.token_type': 2 types for 3 tokens"),
     (SPM | {"token_type": [2, 1, 300]}, GgufTokenizerError, "a type that is none of 1 to 6"),
     (SPM | {"token_type": [1, 1, 1]}, GgufTokenizerError, "0 unknown tokens, where sentencepiece needs one"),
+    (SPM | {"token_type": [2, 2, 1]}, GgufTokenizerError, "2 unknown tokens, where sentencepiece needs one"),
+    (
+        SPM | {"token_type": [1, 1, 1], "unknown_token_id": 3},
+        GgufTokenizerError,
+        r"unknown_token_id': 3 is no token of 3",
+    ),
     (SPM | {"tokens": ["<unk>", "a", "a"]}, GgufTokenizerError, "token 2 repeats b'a'"),
     (SPM | {"tokens": ["<unk>", "", "a"]}, GgufTokenizerError, "token 1 is empty"),
     (SPM | {"eos_token_id": 3}, GgufTokenizerError, r"'tokenizer.ggml.eos_token_id': 3 is no token of 3"),

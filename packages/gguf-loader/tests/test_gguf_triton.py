@@ -75,14 +75,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from gguf_loader._triton import DECODERS
-from gguf_loader._triton_kernel import WEIGHTS_PER_PROGRAM, dequantize_kernel
+from gguf_loader._triton_kernel import RUN, dequantize_kernel
 from gguf_loader._types import type_by_name
 for name, decoder in DECODERS.items():
     kind = type_by_name(name)
     constants = {
         "TYPE_SIZE": kind.type_size,
-        "BLOCK_SIZE": kind.block_size,
-        "BLOCKS": max(1, WEIGHTS_PER_PROGRAM // kind.block_size),
+        "RUNS": kind.block_size // RUN.value,
         "DECODE": decoder.function,
     }
     for dtype in ("fp32", "fp16", "bf16"):

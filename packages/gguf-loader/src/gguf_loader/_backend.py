@@ -17,6 +17,8 @@ _LOG = logging.getLogger(__name__)
 Backend: TypeAlias = Literal["auto", "eager", "triton"]
 """`auto` is Triton on CUDA devices where it is installed, and eager torch elsewhere."""
 
+_BACKENDS = get_args(Backend)
+
 
 def require_backend(backend: str) -> None:
     """Refuse a name that is no backend.
@@ -24,8 +26,8 @@ def require_backend(backend: str) -> None:
     Raises:
         GgufPackedError: it is none.
     """
-    if backend not in get_args(Backend):
-        raise GgufPackedError(f"unknown backend {backend!r}", remedy=f"choose one of {', '.join(get_args(Backend))}")
+    if backend not in _BACKENDS:
+        raise GgufPackedError(f"unknown backend {backend!r}", remedy=f"choose one of {', '.join(_BACKENDS)}")
 
 
 def uses_triton(backend: Backend, device: torch.device) -> bool:

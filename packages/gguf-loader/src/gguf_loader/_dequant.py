@@ -18,11 +18,15 @@ from ._scratch import ScratchPool
 from ._types import GgmlType
 
 CHUNK_WEIGHTS = 1 << 19
-"""Weights that are unpacked at a time: enough to hide what an operation costs however small, and few enough that their
-float32 form (2 MiB) and the planes of their bits stay in a processor's cache."""
+"""Weights that a CPU unpacks at a time: enough to hide what an operation costs however small, and few enough that their
+float32 form (2 MiB) and the planes of their bits stay in its cache."""
 
 SCALE_WEIGHTS = 1 << 21
 """Weights whose scale tables are made at a time: enough to hide the small operations, few enough to bound memory."""
+
+DEVICE_WEIGHTS = 1 << 24
+"""Weights that any other device unpacks at a time, scales and all: there a small operation costs as much as one on
+millions of weights."""
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
@@ -69,7 +73,8 @@ def dequantize(
         shape: shape of the result.
         dtype: dtype of the result.
         out: contiguous tensor of that shape and dtype, on the device of `data`, to write to.
-        scratch: working memory to reuse (at most 7 MiB a thread); fresh for this call when not given.
+        scratch: working memory to reuse; fresh for this call when not given. On the CPU it grows to 7 MiB a thread, on
+            another device to 9 bytes a weight, 144 MiB for large tensors; Triton needs none.
         backend: `auto`, `eager` (torch operations, on any device) or `triton`.
 
     Returns:
@@ -99,7 +104,8 @@ def dequantize(
     native, kernel = NATIVE_DTYPES.get(ggml_type.name), KERNELS.get(ggml_type.name)
     if out is None:
         out = torch.empty(tuple(shape), dtype=dtype, device=data.device)
-    _require_fit(out, data, shape, dtype)
+    else:
+        _require_fit(out, data, shape, dtype)
     if data.numel() == 0 or data.device.type == "meta":
         return out
     if native is not None:
@@ -121,9 +127,10 @@ def dequantize(
 
 
 def _require_fit(out: Tensor, data: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
-    found = f"{out.dtype} of shape {tuple(out.shape)} on {out.device}"
-    wanted = f"{dtype} of shape {tuple(shape)} on {data.device}"
-    if found != wanted or not out.is_contiguous():
+    fits = out.dtype == dtype and out.shape == tuple(shape) and out.device == data.device
+    if not fits or not out.is_contiguous():
+        found = f"{out.dtype} of shape {tuple(out.shape)} on {out.device}"
+        wanted = f"{dtype} of shape {tuple(shape)} on {data.device}"
         raise GgufPackedError(
             f"out is {found}, the weights are {wanted}", field="out", remedy="pass a contiguous tensor that fits"
         )
@@ -139,7 +146,9 @@ def _convert(data: Tensor, native: torch.dtype, out: Tensor) -> Tensor:
 def _run(kernel: Kernel, blocks: Tensor, block_size: int, out: Tensor, pool: ScratchPool) -> None:
     lanes = Lanes(pool.scratch(), blocks.device)
     count = blocks.shape[0]
-    per_chunk, per_scales = max(1, CHUNK_WEIGHTS // block_size), max(1, SCALE_WEIGHTS // block_size)
+    on_cpu = blocks.device.type == "cpu"
+    per_chunk, per_scales = (CHUNK_WEIGHTS, SCALE_WEIGHTS) if on_cpu else (DEVICE_WEIGHTS, DEVICE_WEIGHTS)
+    per_chunk, per_scales = max(1, per_chunk // block_size), max(1, per_scales // block_size)
     for first in range(0, count, per_scales):
         some = _aligned(blocks[first : first + per_scales], lanes)
         scales = [table.view(some.shape[0], -1) for table in kernel.scales(some, lanes)]

@@ -128,8 +128,12 @@ def scaled(weights: Tensor, quants: Tensor, scale: Tensor) -> None:
         scale: contiguous; one factor for each of its equal shares of the weights.
     """
     runs = weights.view(scale.numel(), -1)
-    runs.copy_(quants.view(runs.shape))
-    runs.mul_(scale.view(-1, 1))
+    quants, scale = quants.view(runs.shape), scale.view(-1, 1)
+    if weights.device.type == "cpu":
+        # Twice as fast as a product of two types, which a CPU does number by number.
+        runs.copy_(quants).mul_(scale)
+    else:
+        torch.mul(quants, scale, out=runs)
 
 
 def unsigned(lanes: Tensor) -> Tensor:

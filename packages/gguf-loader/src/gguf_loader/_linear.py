@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,25 +43,19 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
     device_type = x.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
-    tiling = Tiling(
-        kind=weight.ggml_type,
-        rows=weight.shape[0],
-        columns=weight.shape[1],
-        dtype=config.dequant_dtype or x.dtype,
-        tile_weights=config.tile_weights_on(x.device),
-        backend=config.backend,
-    )
+    kind, (rows, columns), dtype = weight.ggml_type, weight.shape, config.dequant_dtype or x.dtype
+    tile_weights, backend = config.tile_weights_on(x.device), config.backend
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if needs_grad or torch.compiler.is_compiling():
         from ._op import linear_op
 
-        kind, rows, dtype = tiling.kind, tiling.rows, tiling.dtype
-        found: Tensor = linear_op(x, weight.packed, bias, kind.id, rows, dtype, tiling.tile_weights, tiling.backend)
+        found: Tensor = linear_op(x, weight.packed, bias, kind.id, rows, dtype, tile_weights, backend)
         return found
+    tiling = tiling_of(kind, rows, columns, dtype, tile_weights, backend)
     return linear_by_tiles(x, weight.packed, bias, tiling, config.scratch)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Tiling:
     """How a packed matrix is made dense.
 
@@ -80,7 +75,7 @@ class Tiling:
     tile_weights: int
     backend: Backend = "auto"
 
-    @property
+    @functools.cached_property
     def tile_rows(self) -> int:
         """Rows of a tile: whole blocks, at least the fewest that are."""
         step = self.kind.block_size // math.gcd(self.kind.block_size, self.columns)
@@ -100,9 +95,20 @@ class Tiling:
             )
 
 
-@torch.no_grad()
+@functools.lru_cache(maxsize=1024)
+def tiling_of(
+    kind: GgmlType, rows: int, columns: int, dtype: torch.dtype, tile_weights: int, backend: Backend
+) -> Tiling:
+    """The tiling of a matrix; a model has few different ones and asks for them in every forward."""
+    return Tiling(kind=kind, rows=rows, columns=columns, dtype=dtype, tile_weights=tile_weights, backend=backend)
+
+
 def linear_by_tiles(x: Tensor, blocks: Tensor, bias: Tensor | None, tiling: Tiling, scratch: ScratchPool) -> Tensor:
-    """`x @ weight.T + bias` in the dtype of the tiling, back in the dtype of `x`."""
+    """`x @ weight.T + bias` in the dtype of the tiling, back in the dtype of `x`; where no gradient is asked for."""
+    if tiling.tile_rows >= tiling.rows:
+        ((_, weight),) = tiling.tiles(blocks, scratch)
+        bias = None if bias is None else bias.to(tiling.dtype)
+        return torch.nn.functional.linear(x.to(tiling.dtype), weight, bias).to(x.dtype)
     flat = x.reshape(-1, tiling.columns).to(tiling.dtype)
     y = torch.empty(flat.shape[0], tiling.rows, dtype=tiling.dtype, device=x.device)
     for rows, tile in tiling.tiles(blocks, scratch):

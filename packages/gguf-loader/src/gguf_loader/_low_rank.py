@@ -137,10 +137,17 @@ class LowRankTerms(nn.Module):
         if self.down.device != x.device:
             # Where a weight is streamed from, the layer's own device is not the one that it computes on.
             self.to(x.device)
-        inner = nn.functional.linear(x.to(self.down.dtype), self.down)
+        down, up, factors = self.down, self.up, self.factors
+        inner = nn.functional.linear(x.to(down.dtype), down)
         # Factors stay in float32: a strength of 0.3 is not one in bfloat16.
-        term = nn.functional.linear((inner * self.factors).to(self.up.dtype), self.up)
-        return output + term.to(output.dtype)
+        if inner.requires_grad:
+            inner = (inner * factors).to(up.dtype)
+        else:
+            torch.mul(inner, factors, out=inner)
+        if output.dtype != up.dtype or output.ndim < 2:
+            return output + nn.functional.linear(inner, up).to(output.dtype)
+        # One launch and one rounding for product and sum.
+        return torch.addmm(output.flatten(0, -2), inner.flatten(0, -2), up.t()).view(output.shape)
 
     def _write_factors(self) -> None:
         shares = self._shares.values()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ._backend import Backend
 from ._dequant import dequantize
-from ._linear import Tiling, input_gradient_by_tiles, linear_by_tiles
+from ._linear import Tiling, input_gradient_by_tiles, linear_by_tiles, tiling_of
 from ._scratch import ScratchPool
 from ._types import type_by_id
 
@@ -89,9 +89,7 @@ def _(
 
 
 def _tiling(type_id: int, rows: int, columns: int, dtype: torch.dtype, tile_weights: int, backend: str) -> Tiling:
-    kind = type_by_id(type_id)
-    chosen = cast(Backend, backend)
-    return Tiling(kind=kind, rows=rows, columns=columns, dtype=dtype, tile_weights=tile_weights, backend=chosen)
+    return tiling_of(type_by_id(type_id), rows, columns, dtype, tile_weights, cast(Backend, backend))
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -62,6 +62,9 @@ class PackedTensor(torch.Tensor):
     packed: torch.Tensor
     ggml_type: GgmlType
 
+    # All is decided in __torch_dispatch__; torch's default would only make every `.shape` cost microseconds.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
     @staticmethod
     def __new__(
         cls, data: torch.Tensor, ggml_type: GgmlType, shape: Sequence[int], *, dtype: torch.dtype = torch.bfloat16

@@ -66,10 +66,9 @@ def _sentencepiece(header: GgufHeader, model_type: int) -> RebuiltTokenizer:
     scores = metadata.array(f"{KEY}scores").numpy().tolist()
     if len(scores) < len(tokens):
         raise _contradiction(header, "scores", f"{len(scores)} scores for {len(tokens)} tokens")
+    unknown = _unknown(header, types)
+    types[unknown] = UNKNOWN
     pieces = [Piece(token, score, type_) for token, score, type_ in zip(tokens, scores, types, strict=False)]
-    unknown = [index for index, type_ in enumerate(types) if type_ == UNKNOWN]
-    if len(unknown) != 1:
-        raise _contradiction(header, "token_type", f"{len(unknown)} unknown tokens, where sentencepiece needs one")
     charsmap_key = f"{KEY}precompiled_charsmap"
     normalizer = Normalizer(
         charsmap=metadata.array(charsmap_key).numpy().tobytes() if charsmap_key in metadata else b"",
@@ -77,12 +76,23 @@ def _sentencepiece(header: GgufHeader, model_type: int) -> RebuiltTokenizer:
         remove_extra_whitespaces=_flag(header, "remove_extra_whitespaces", model_type == UNIGRAM),
     )
     special = SpecialIds(
-        unknown=unknown[0],
+        unknown=unknown,
         begin=_id(header, "bos_token_id", len(tokens)),
         end=_id(header, "eos_token_id", len(tokens)),
         padding=_id(header, "padding_token_id", len(tokens)),
     )
     return RebuiltTokenizer("sentencepiece", model_proto(pieces, model_type, normalizer, special), len(pieces))
+
+
+def _unknown(header: GgufHeader, types: Sequence[int]) -> int:
+    """The token for what the vocabulary cannot spell; converters may type it as a control token and name its number."""
+    found = [index for index, type_ in enumerate(types) if type_ == UNKNOWN]
+    named = _id(header, "unknown_token_id", len(types))
+    if not found and named is not None:
+        return named
+    if len(found) != 1:
+        raise _contradiction(header, "token_type", f"{len(found)} unknown tokens, where sentencepiece needs one")
+    return found[0]
 
 
 def _tekken(header: GgufHeader) -> RebuiltTokenizer:

@@ -21,7 +21,7 @@ from . import _kernels_iq as iq
 from . import _triton_basic as basic
 from . import _triton_iq as grids
 from . import _triton_k as k
-from ._triton_kernel import WEIGHTS_PER_PROGRAM, dequantize_kernel
+from ._triton_kernel import ROWS, RUN, dequantize_kernel
 from ._types import GgmlType
 
 
@@ -51,6 +51,13 @@ def _table_on(make: Callable[[], Tensor], device: torch.device) -> Tensor:
     # Kept for good, 1.3 MiB a device if every type is met: a compiled graph has no working memory to keep it in, and
     # copying it in every call would make the host wait for the device.
     return make().view(torch.uint8).to(device)
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever device its arguments are on."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
 DECODERS: Mapping[str, Decoder] = MappingProxyType(
@@ -95,16 +102,14 @@ def dequantize_by_triton(data: Tensor, kind: GgmlType, out: Tensor) -> None:
     """
     decoder = DECODERS[kind.name]
     table = data if decoder.table is None else _table_on(decoder.table, data.device)
-    count, per_program = data.numel() // kind.type_size, max(1, WEIGHTS_PER_PROGRAM // kind.block_size)
-    # Triton launches on the current device, whatever device its arguments are on.
-    with torch.cuda.device(data.device) if data.device.type == "cuda" else contextlib.nullcontext():
-        dequantize_kernel[((count + per_program - 1) // per_program,)](
+    count, rows = out.numel() // RUN.value, ROWS.value
+    with _current(data.device):
+        dequantize_kernel[((count + rows - 1) // rows,)](
             data,
             out,
             table,
             count,
             TYPE_SIZE=kind.type_size,
-            BLOCK_SIZE=kind.block_size,
-            BLOCKS=per_program,
+            RUNS=kind.block_size // RUN.value,
             DECODE=decoder.function,
         )

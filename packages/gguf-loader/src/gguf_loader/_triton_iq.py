@@ -36,72 +36,68 @@ def quarter_scale(d, nibbles):
 
 
 @triton.jit
-def iq2_xxs(p, e, table, mask):
-    """Groups of 32: four bytes of points, and four 7-bit sign patterns with a 4-bit scale on top."""
-    group, eight = p + 2 + (e // 32) * 8, (e % 32) // 8
+def iq2_xxs(p, g, i, table, mask):
+    """Groups of four runs: four bytes of points, and four 7-bit sign patterns with a 4-bit scale on top."""
+    group, eight = p + 2 + (g // 4) * 8, g % 4
     words = word(group + 4, mask)
     index = byte(group + eight, mask) | (((words >> (7 * eight)) & 127) << 8)
     scale = quarter_scale(half(p, mask), (words >> 28) & 15)
-    return scale * signed_byte(table + index * 8 + e % 8, mask).to(tl.float32)
+    return scale * signed_byte(table + index * 8 + i, mask).to(tl.float32)
 
 
 @triton.jit
-def iq2_xs(p, e, table, mask):
-    """32 shorts, each an index of the signed table; 16 scales of four bits."""
-    index = short(p + 2 + (e // 8) * 2, mask)
-    scale = quarter_scale(half(p, mask), nibble(byte(p + 66 + e // 32, mask), (e // 16) % 2))
-    return scale * signed_byte(table + index * 8 + e % 8, mask).to(tl.float32)
+def iq2_xs(p, g, i, table, mask):
+    """32 shorts, each an index of the signed table; 16 scales of four bits, for two runs each."""
+    index = short(p + 2 + g * 2, mask)
+    scale = quarter_scale(half(p, mask), nibble(byte(p + 66 + g // 4, mask), (g // 2) % 2))
+    return scale * signed_byte(table + index * 8 + i, mask).to(tl.float32)
 
 
 @triton.jit
-def iq2_s(p, e, table, mask):
+def iq2_s(p, g, i, table, mask):
     """32 bytes of points, 32 of signs, 8 of two more bits a point, 8 of scales."""
-    eight = e // 8
-    high = (byte(p + 66 + eight // 4, mask) >> (2 * (eight % 4))) & 3
-    q = signed_byte(table + (byte(p + 2 + eight, mask) | (high << 8)) * 8 + e % 8, mask)
-    minus = (byte(p + 34 + eight, mask) >> (e % 8)) & 1
-    scale = quarter_scale(half(p, mask), nibble(byte(p + 74 + e // 32, mask), (e // 16) % 2))
+    high = (byte(p + 66 + g // 4, mask) >> (2 * (g % 4))) & 3
+    q = signed_byte(table + (byte(p + 2 + g, mask) | (high << 8)) * 8 + i, mask)
+    minus = (byte(p + 34 + g, mask) >> i) & 1
+    scale = quarter_scale(half(p, mask), nibble(byte(p + 74 + g // 4, mask), (g // 2) % 2))
     return scale * tl.where(minus == 1, -q, q).to(tl.float32)
 
 
 @triton.jit
-def iq3_xxs(p, e, table, mask):
-    """64 bytes of points of four weights; words as in iq2_xxs."""
-    words = word(p + 66 + (e // 32) * 4, mask)
-    q = signed_byte(table + byte(p + 2 + e // 4, mask) * 4 + e % 4, mask)
-    minus = minus_of_seven((words >> (7 * ((e % 32) // 8))) & 127, e % 8)
+def iq3_xxs(p, g, i, table, mask):
+    """64 bytes of points of four weights, two a run; words as in iq2_xxs."""
+    words = word(p + 66 + (g // 4) * 4, mask)
+    q = signed_byte(table + byte(p + 2 + g * 2 + i // 4, mask) * 4 + i % 4, mask)
+    minus = minus_of_seven((words >> (7 * (g % 4))) & 127, i)
     scale = half(p, mask) * (((words >> 28) & 15).to(tl.float32) + 0.5) * 0.5
     return scale * tl.where(minus == 1, -q, q).to(tl.float32)
 
 
 @triton.jit
-def iq3_s(p, e, table, mask):
-    """64 bytes of points of four weights, 8 of their ninth bits, 32 of signs, 4 of scales."""
-    four = e // 4
-    ninth = (byte(p + 66 + four // 8, mask) >> (four % 8)) & 1
-    q = signed_byte(table + (byte(p + 2 + four, mask) | (ninth << 8)) * 4 + e % 4, mask)
-    minus = (byte(p + 74 + e // 8, mask) >> (e % 8)) & 1
-    scale = half(p, mask) * (1 + 2 * nibble(byte(p + 106 + e // 64, mask), (e // 32) % 2)).to(tl.float32)
+def iq3_s(p, g, i, table, mask):
+    """64 bytes of points of four weights, two a run, 8 of their ninth bits, 32 of signs, 4 of scales."""
+    ninth = (byte(p + 66 + g // 4, mask) >> ((g % 4) * 2 + i // 4)) & 1
+    q = signed_byte(table + (byte(p + 2 + g * 2 + i // 4, mask) | (ninth << 8)) * 4 + i % 4, mask)
+    minus = (byte(p + 74 + g, mask) >> i) & 1
+    scale = half(p, mask) * (1 + 2 * nibble(byte(p + 106 + g // 8, mask), (g // 4) % 2)).to(tl.float32)
     return scale * tl.where(minus == 1, -q, q).to(tl.float32)
 
 
 @triton.jit
-def iq1_s(p, e, table, mask):
+def iq1_s(p, g, i, table, mask):
     """32 bytes of points; shorts of four times three high bits, a 3-bit scale, and the sign of the shift."""
-    eight = (e % 32) // 8
-    top = short(p + 34 + (e // 32) * 2, mask)
-    index = byte(p + 2 + e // 8, mask) | (((top >> (3 * eight)) & 7) << 8) | ((top >> 15) << 11)
+    top = short(p + 34 + (g // 4) * 2, mask)
+    index = byte(p + 2 + g, mask) | (((top >> (3 * (g % 4))) & 7) << 8) | ((top >> 15) << 11)
     scale = half(p, mask) * (2 * ((top >> 12) & 7) + 1).to(tl.float32) * 0.125
-    return scale * signed_byte(table + index * 8 + e % 8, mask).to(tl.float32)
+    return scale * signed_byte(table + index * 8 + i, mask).to(tl.float32)
 
 
 @triton.jit
-def iq1_m(p, e, table, mask):
+def iq1_m(p, g, i, table, mask):
     """32 bytes of points, nibbles of three high bits and the sign of the shift, 3-bit scales around a float16."""
-    eight = e // 8
-    index = byte(p + eight, mask) | (nibble(byte(p + 32 + eight // 2, mask), eight % 2) << 8)
+    index = byte(p + g, mask) | (nibble(byte(p + 32 + g // 2, mask), g % 2) << 8)
     spread = (byte(p + 49, mask) >> 4) | (byte(p + 51, mask) & 0xF0)
     spread |= ((byte(p + 53, mask) & 0xF0) << 4) | ((byte(p + 55, mask) & 0xF0) << 8)
     d = spread.to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-    scale = (short(p + 48 + (e // 64) * 2, mask) >> (3 * ((e % 64) // 16))) & 7
-    return d * (2 * scale + 1).to(tl.float32) * 0.125 * signed_byte(table + index * 8 + e % 8, mask).to(tl.float32)
+    scale = (short(p + 48 + (g // 8) * 2, mask) >> (3 * ((g % 8) // 2))) & 7
+    return d * (2 * scale + 1).to(tl.float32) * 0.125 * signed_byte(table + index * 8 + i, mask).to(tl.float32)

@@ -12,20 +12,20 @@ from ._triton_kernel import byte, half, nibble, signed_byte
 
 
 @triton.jit
-def q2_k(p, e, table, mask):
-    """Scale and minimum nibbles of 16 groups, 64 bytes of 2-bit planes, two float16."""
-    packed = byte(p + e // 16, mask)
-    q = (byte(p + 16 + (e // 128) * 32 + e % 32, mask) >> (2 * ((e % 128) // 32))) & 3
+def q2_k(p, g, i, table, mask):
+    """Scale and minimum nibbles of 16 groups of two runs, 64 bytes of 2-bit planes, two float16."""
+    packed = byte(p + g // 2, mask)
+    q = (byte(p + 16 + (g // 16) * 32 + (g % 4) * 8 + i, mask) >> (2 * ((g // 4) % 4))) & 3
     scale = half(p + 80, mask) * (packed & 15).to(tl.float32)
     return scale * q.to(tl.float32) - half(p + 82, mask) * (packed >> 4).to(tl.float32)
 
 
 @triton.jit
-def q3_k(p, e, table, mask):
-    """32 bytes of third bits, 64 bytes of 2-bit planes, 12 bytes of 6-bit scales."""
-    plane, group = e // 32, e // 16
-    third = (byte(p + e % 32, mask) >> plane) & 1
-    q = ((byte(p + 32 + (e // 128) * 32 + e % 32, mask) >> (2 * (plane % 4))) & 3) | (third << 2)
+def q3_k(p, g, i, table, mask):
+    """32 bytes of third bits, 64 bytes of 2-bit planes, 12 bytes of 6-bit scales of two runs each."""
+    plane, group, place = g // 4, g // 2, (g % 4) * 8 + i
+    third = (byte(p + place, mask) >> plane) & 1
+    q = ((byte(p + 32 + (g // 16) * 32 + place, mask) >> (2 * (plane % 4))) & 3) | (third << 2)
     low = nibble(byte(p + 96 + group % 8, mask), group // 8)
     high = (byte(p + 104 + group % 4, mask) >> (2 * (group // 4))) & 3
     scale = half(p + 108, mask) * ((low | (high << 4)) - 32).to(tl.float32)
@@ -48,25 +48,26 @@ def with_minimum(p, group, q, mask):
 
 
 @triton.jit
-def q4_k(p, e, table, mask):
-    """Two float16, 12 bytes of scales and minima, runs of 32 bytes: low nibbles, then high nibbles."""
-    q = nibble(byte(p + 16 + (e // 64) * 32 + e % 32, mask), (e % 64) // 32)
-    return with_minimum(p, e // 32, q, mask)
+def q4_k(p, g, i, table, mask):
+    """Two float16, 12 bytes of scales and minima, 32 bytes for two groups: low nibbles, then high nibbles."""
+    q = nibble(byte(p + 16 + (g // 8) * 32 + (g % 4) * 8 + i, mask), (g // 4) % 2)
+    return with_minimum(p, g // 4, q, mask)
 
 
 @triton.jit
-def q5_k(p, e, table, mask):
-    """As q4_k, with 32 bytes before the nibbles whose bit g is the fifth bit of group g."""
-    fifth = (byte(p + 16 + e % 32, mask) >> (e // 32)) & 1
-    q = nibble(byte(p + 48 + (e // 64) * 32 + e % 32, mask), (e % 64) // 32) | (fifth << 4)
-    return with_minimum(p, e // 32, q, mask)
+def q5_k(p, g, i, table, mask):
+    """As q4_k, with 32 bytes before the nibbles whose bits are the fifth bits of the eight groups."""
+    group, place = g // 4, (g % 4) * 8 + i
+    fifth = (byte(p + 16 + place, mask) >> group) & 1
+    q = nibble(byte(p + 48 + (group // 2) * 32 + place, mask), group % 2) | (fifth << 4)
+    return with_minimum(p, group, q, mask)
 
 
 @triton.jit
-def q6_k(p, e, table, mask):
+def q6_k(p, g, i, table, mask):
     """Halves of 64 bytes of nibbles and 32 bytes of 2-bit planes; 16 signed scales and a float16 at the end."""
-    part, run = e // 128, (e % 128) // 32
-    low = nibble(byte(p + part * 64 + (run % 2) * 32 + e % 32, mask), run // 2)
-    high = (byte(p + 128 + part * 32 + e % 32, mask) >> (2 * run)) & 3
-    scale = half(p + 208, mask) * signed_byte(p + 192 + e // 16, mask).to(tl.float32)
+    part, plane, place = g // 16, (g // 4) % 4, (g % 4) * 8 + i
+    low = nibble(byte(p + part * 64 + (plane % 2) * 32 + place, mask), plane // 2)
+    high = (byte(p + 128 + part * 32 + place, mask) >> (2 * plane)) & 3
+    scale = half(p + 208, mask) * signed_byte(p + 192 + g // 2, mask).to(tl.float32)
     return scale * ((low | (high << 4)) - 32).to(tl.float32)

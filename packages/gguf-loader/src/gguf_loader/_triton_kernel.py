@@ -1,8 +1,10 @@
 """The one Triton kernel, and how a decoding function reads its block.
 
-A decoding function says what the weight at place `e` of the block at `p` is. The kernel is the same for every type:
-each program decodes some blocks, each weight is computed in float32 and stored once, rounded once. Every byte of the
-blocks is read from memory once and every weight written once, which is all the traffic there has to be.
+A decoding function says what the weight at place `i` of run `g` of the block at `p` is. A run is eight weights, what a
+thread stores at once in 16-bit types, so that all that depends on `p` and `g` alone (scales, shifts, sign patterns) is
+computed once for eight weights. The kernel is the same for every type: each program decodes some runs, each weight is
+computed in float32 and stored once, rounded once. Every byte of the blocks is read from memory once and every weight
+written once, which is all the traffic there has to be.
 """
 
 # The bodies of kernels are Triton's language, which Python's type checkers do not know.
@@ -13,7 +15,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-WEIGHTS_PER_PROGRAM = 1024
+RUN = tl.constexpr(8)
+"""Weights of a run; every block type has a multiple of it."""
+
+ROWS = tl.constexpr(128)
+"""Runs of a program: one for each thread of four warps."""
 
 
 @triton.jit
@@ -23,16 +29,18 @@ def dequantize_kernel(
     table,
     count,
     TYPE_SIZE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    RUNS: tl.constexpr,
     DECODE: tl.constexpr,
 ):
-    """Decode `count` blocks of TYPE_SIZE bytes into BLOCK_SIZE weights each, BLOCKS of them a program."""
-    index = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)[:, None]
-    mask = index < count
-    e = tl.arange(0, BLOCK_SIZE)[None, :]
-    weight = DECODE(blocks + index * TYPE_SIZE, e, table, mask)
-    tl.store(out + index * BLOCK_SIZE + e, weight.to(out.dtype.element_ty), mask=mask)
+    """Decode `count` runs, RUNS of them to a block of TYPE_SIZE bytes, ROWS of them a program."""
+    first = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)[:, None]
+    i = tl.arange(0, RUN)[None, :]
+    mask = first + row < count
+    # A program starts with a whole block, so that the places after it are small numbers.
+    p = blocks + first // RUNS * TYPE_SIZE + row // RUNS * TYPE_SIZE
+    weight = DECODE(p, row % RUNS, i, table, mask)
+    tl.store(out + first * RUN + row * RUN + i, weight.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
