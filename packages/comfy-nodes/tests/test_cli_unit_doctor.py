@@ -159,4 +159,5 @@ def test_what_is_missing_is_told_apart_by_whether_it_is_needed(monkeypatch: pyte
     assert found["torch"].level == "ok"
     assert found["torch"].message.startswith("1.2.3 (asked for: torch>=")
     assert (found["gguf"].level, found["ray-parallel"].level) == ("problem", "note")
+    assert "'ray'" in found["ray-parallel"].message
     assert found["gguf"].remedy.startswith('pip install "gguf>=')

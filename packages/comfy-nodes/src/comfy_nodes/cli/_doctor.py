@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Literal
 
 from comfy_nodes.cli._comfyui import OLDEST, ancestors, find_comfyui, is_old, pack_copies, packs_named, read_version
 from comfy_nodes.cli._exit import ExitCode
@@ -61,16 +62,13 @@ def package_findings() -> Iterator[Finding]:
     for requirement in requires(DISTRIBUTION) or ():
         wanted, _, condition = requirement.partition(";")
         name = re.split(r"[^A-Za-z0-9_.-]", wanted.strip(), maxsplit=1)[0]
-        optional = "extra" in condition
+        extra = re.search(r"""extra\s*==\s*["']([\w-]+)""", condition)
         try:
             yield Finding(level="ok", subject=name, message=f"{version(name)} (asked for: {wanted.strip()})")
         except PackageNotFoundError:
-            yield Finding(
-                level="note" if optional else "problem",
-                subject=name,
-                message="not installed; only the Ray nodes need it" if optional else "not installed",
-                remedy=f'pip install "{wanted.strip()}"',
-            )
+            reason = f"not installed; only the extra {extra.group(1)!r} needs it" if extra else "not installed"
+            level: Literal["note", "problem"] = "note" if extra else "problem"
+            yield Finding(level=level, subject=name, message=reason, remedy=f'pip install "{wanted.strip()}"')
 
 
 def comfyui_findings(comfyui: Path | None) -> Iterator[Finding]:
