@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -20,6 +20,13 @@ class _Slot(nn.Module):
         super().__init__()
         for name, parameter in layer.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
+
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move the parameters; new ones, because torch cannot change the storage of every kind in place."""
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                self._parameters[name] = nn.Parameter(function(parameter.data), requires_grad=False)
+        return self
 
 
 class Bank(nn.Module):
@@ -41,12 +48,6 @@ class Bank(nn.Module):
         for slot, layer in zip(self.slots, self.layers, strict=True):
             for name, parameter in slot._parameters.items():
                 layer._parameters[name] = parameter
-
-    def adopt(self) -> None:
-        """Take over the parameters that the layers have now, for example after weights were assigned to them."""
-        for slot, layer in zip(self.slots, self.layers, strict=True):
-            for name in slot._parameters:
-                slot._parameters[name] = layer._parameters[name]
 
 
 class BankPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes are untyped

@@ -188,8 +188,10 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
             if backup.inplace_update:
                 comfy.utils.copy_to_param(self.model, key, backup.weight)
             else:
-                comfy.utils.set_attr_param(self.model, key, backup.weight.to(device))
-        self.backup.clear()
+                weight = backup.weight if key in self.patches else backup.weight.to(device)
+                comfy.utils.set_attr_param(self.model, key, weight)
+            if key not in self.patches:
+                del self.backup[key]
         for name, layer in self._listed_layers():
             _weights.detach(layer)
             if not _is_resident(layer):

@@ -1,0 +1,154 @@
+"""Loaders of GGUF files: the same as those of safetensors, but that weights stay packed wherever they live."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import torch
+
+from comfy_nodes.host import _compat
+from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
+from comfy_nodes.host._errors import ModelFileError
+from comfy_nodes.host._gguf_ops import operations
+from comfy_nodes.host._headers import GGUF_SUFFIX, diffusion_prefix, read_sizes
+from comfy_nodes.host._loaders import DIFFUSION_MODEL
+from comfy_nodes.host._patcher import PlacedPatcher
+from comfy_nodes.host._request import Loaded, PlacementRequest
+from gguf_loader import GgufError, get_gguf_metadata, load_gguf, load_text_encoder, rebuild_tokenizer
+
+_log = logging.getLogger(__name__)
+
+_TYPES: dict[str, torch.dtype | None] = {
+    "default": None,
+    "target": None,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_TOKENIZERS = {"t5": "spiece_model", "mistral": "tekken_model", "gemma2": "spiece_model", "gemma3": "spiece_model"}
+"""Components whose tokenizer the host reads from the state dict, and the key it reads."""
+
+
+def load_gguf_diffusion_model(
+    path: str | Path,
+    request: PlacementRequest,
+    *,
+    dequant_dtype: str = "default",
+    patch_dtype: str = "default",
+    patch_on_device: bool = False,
+) -> Loaded[Any]:
+    """Load a quantised diffusion model; its weights stay packed, on the compute device and on donors.
+
+    Args:
+        path: of the GGUF file.
+        request: where it computes and where its bytes live.
+        dequant_dtype: ``"default"`` and ``"target"`` round weights once, to the type they are computed in; another type
+            is rounded to before.
+        patch_dtype: type in which LoRA is added to dequantised weights; ``"default"`` is the host's choice,
+            ``"target"`` the type of computation.
+        patch_on_device: accepted for old workflows: patches are always computed where the model computes.
+
+    Raises:
+        HostError: the file, the device or the allocation is no good; nothing was placed.
+        alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
+    """
+    for name, value in (("dequant_dtype", dequant_dtype), ("patch_dtype", patch_dtype)):
+        if value not in _TYPES:
+            raise ModelFileError(path, f"{name} {value!r} is none", f"use one of {', '.join(_TYPES)}")
+    check_files([path], request, prefix=diffusion_prefix(read_sizes(path)))
+    options = device_options(request)
+    patcher = reload_gguf(str(path), options, dequant_dtype)
+    model, report = distribute(PlacedPatcher.adopt(patcher), request, subject=Path(path).name, prefix=DIFFUSION_MODEL)
+    model.lazy_patch_dtype = model.model.get_dtype_inference() if patch_dtype == "target" else _TYPES[patch_dtype]
+    return Loaded(value=model, reports=(report,))
+
+
+def load_gguf_text_encoders(
+    paths: Sequence[str | Path],
+    request: PlacementRequest,
+    *,
+    clip_type: str = "stable_diffusion",
+    embedding_directory: Sequence[str] | None = None,
+) -> Loaded[Any]:
+    """Load one to four text encoders, GGUF and others mixed, as one CLIP.
+
+    Args:
+        paths: of the files, in the order of the loader's inputs.
+        request: where they compute and where their bytes live, all together.
+        clip_type: the core loader's `type`.
+        embedding_directory: folders of textual inversions, from the host.
+
+    Raises:
+        HostError: a file, the device or the allocation is no good; nothing was placed.
+        alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
+    """
+    check_files(paths, request)
+    weights = [_text_encoder(path) for path in paths]
+    kind = getattr(comfy.sd.CLIPType, clip_type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
+    load = comfy.sd.load_text_encoder_state_dicts
+    clip = load(
+        state_dicts=weights,
+        embedding_directory=embedding_directory,
+        clip_type=kind,
+        model_options={**device_options(request), "custom_operations": operations(), "initial_device": CPU},
+        **_compat.classic(load),
+    )
+    subject = " + ".join(Path(path).name for path in paths)
+    clip.patcher, report = distribute(PlacedPatcher.adopt(clip.patcher), request, subject=subject)
+    return Loaded(value=clip, reports=(report,))
+
+
+def reload_gguf(
+    path: str, options: dict[str, Any], dequant_dtype: str = "default", disable_dynamic: bool = True
+) -> Any:
+    """A fresh copy of a quantised diffusion model, classic; also for the host's clones on other devices.
+
+    Raises:
+        ModelFileError: the file is malformed, or no diffusion model that the host knows.
+    """
+    try:
+        checkpoint = load_gguf(path, prefix=diffusion_prefix(read_sizes(path)))
+    except GgufError as error:
+        raise ModelFileError(path, str(error), "fetch or convert it again") from error
+    load = comfy.sd.load_diffusion_model_state_dict
+    patcher = load(
+        checkpoint.state_dict,
+        model_options={**options, "custom_operations": operations(_TYPES[dequant_dtype])},
+        **_compat.classic(load),
+        **_compat.with_metadata(load, get_gguf_metadata(checkpoint.header)),
+    )
+    if patcher is None:
+        name = checkpoint.header.architecture
+        raise ModelFileError(
+            path,
+            f"the host does not know its architecture ({name})",
+            "choose a diffusion model; text encoders have loaders of their own",
+        )
+    patcher.cached_patcher_init = (reload_gguf, (path, options, dequant_dtype))
+    return patcher
+
+
+def _text_encoder(path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of one text encoder under the names that the host detects it by."""
+    if Path(path).suffix.lower() != GGUF_SUFFIX:
+        weights, _ = _compat.read_torch_file(str(path))
+        if any(name.endswith(("scaled_fp8", ".comfy_quant")) for name in weights):
+            raise ModelFileError(
+                path,
+                "it is quantised in another way, and one text encoder has one way",
+                "load it with the plain CLIP node, or take an unquantised file beside the GGUF one",
+            )
+        return weights
+    try:
+        encoder = load_text_encoder(path)
+        key = _TOKENIZERS.get(encoder.component)
+        weights = dict(encoder.state_dict)
+        if key is not None and encoder.header.metadata.get("tokenizer.ggml.model") is not None:
+            weights[key] = torch.frombuffer(bytearray(rebuild_tokenizer(encoder.header).data), dtype=torch.uint8)
+    except GgufError as error:
+        raise ModelFileError(path, str(error), "fetch or convert it again") from error
+    return weights

@@ -1,0 +1,136 @@
+"""The layers of a model whose weights stay packed: the host's own, but for linear layers and lookup tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ops
+import torch
+from torch import nn
+from torch.nn import functional
+
+from comfy_nodes.host._gguf_layout import HAS_LAYOUTS, packed_of, stored
+from gguf_loader import DequantConfig, PackedTensor, packed_embedding
+
+
+def operations(dequant_dtype: torch.dtype | None = None) -> type[Any]:
+    """The host's operations for one model.
+
+    Args:
+        dequant_dtype: type that weights are rounded to before that of the model; None rounds once.
+    """
+
+    class Operations(comfy.ops.manual_cast):  # type: ignore[misc]  # the host's classes are untyped
+        """Layers that the host builds its models from."""
+
+        class Linear(_Packed, comfy.ops.manual_cast.Linear):  # type: ignore[misc]
+            """A linear layer."""
+
+            rounding = dequant_dtype
+
+            def __init__(
+                self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
+            ) -> None:
+                nn.Module.__init__(self)
+                self.in_features, self.out_features = in_features, out_features
+                self._without_weights(dtype, ("weight", "bias") if bias else ("weight",))
+
+            def forward_comfy_cast_weights(self, input: torch.Tensor) -> torch.Tensor:
+                return self.with_weights(input, functional.linear)
+
+        class Embedding(_Packed, comfy.ops.manual_cast.Embedding):  # type: ignore[misc]
+            """A lookup table; of a packed one only the rows that are looked up are dequantised, where they live."""
+
+            rounding = dequant_dtype
+
+            def __init__(self, num_embeddings: int, embedding_dim: int, *args: Any, **kwargs: Any) -> None:
+                nn.Module.__init__(self)
+                self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+                self.padding_idx = self.max_norm = None
+                self.norm_type, self.scale_grad_by_freq, self.sparse = 2.0, False, False
+                self._without_weights(kwargs.get("dtype"), ("weight",))
+                self.bias = None
+
+            def forward_comfy_cast_weights(
+                self, input: torch.Tensor, out_dtype: torch.dtype | None = None
+            ) -> torch.Tensor:
+                packed = packed_of(self.weight)
+                if packed is None or self.weight_function:
+                    return super().forward_comfy_cast_weights(input, out_dtype=out_dtype)  # type: ignore[no-any-return]
+                rows = packed_embedding(input.to(packed.device), packed, DequantConfig())
+                return rows.to(device=input.device, dtype=out_dtype or rows.dtype)
+
+    return Operations
+
+
+class _Packed:
+    """Weights that are set when they are loaded, and stay as they are stored."""
+
+    rounding: torch.dtype | None = None
+    weight: Any
+    bias: Any
+    weight_function: list[Callable[[torch.Tensor], torch.Tensor]]
+    bias_function: list[Callable[[torch.Tensor], torch.Tensor]]
+
+    def _without_weights(self, dtype: torch.dtype | None, names: tuple[str, ...]) -> None:
+        """No memory for weights that will come from the file as they are."""
+        self.model_dtype = dtype or torch.get_default_dtype()
+        self.expected = names
+        for name in ("weight", "bias"):
+            self.register_parameter(name, None)  # type: ignore[attr-defined]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, torch.Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self.expected:
+            tensor = state_dict.get(prefix + name)
+            if tensor is None:
+                missing_keys.append(prefix + name)
+                continue
+            kept = (
+                stored(tensor, self.model_dtype, self.rounding)
+                if isinstance(tensor, PackedTensor) and name == "weight"
+                else _dense(tensor, self.model_dtype)
+            )
+            self.register_parameter(name, nn.Parameter(kept, requires_grad=False))  # type: ignore[attr-defined]
+
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Move the parameters; torch would move what a packed tensor looks like, not the blocks."""
+        for name, parameter in self._parameters.items():  # type: ignore[attr-defined]
+            if parameter is not None:
+                moved = function(parameter.data)
+                if moved is not parameter.data:
+                    self._parameters[name] = nn.Parameter(moved, requires_grad=False)  # type: ignore[attr-defined]
+        return self
+
+    def with_weights(self, input: torch.Tensor, compute: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Compute with dense weights, brought to the device and type of the input, patched."""
+        packed = packed_of(self.weight)
+        if packed is None or HAS_LAYOUTS:
+            weight, bias, stream = comfy.ops.cast_bias_weight(self, input, offloadable=True)
+            dense = weight if packed_of(weight) is None else weight.dequantize()
+            result = compute(input, dense, bias)
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+            return result
+        there = packed.with_blocks(packed.packed.to(input.device))
+        weight = there.dequantize(self.rounding or input.dtype).to(input.dtype)
+        for change in self.weight_function:
+            weight = change(weight)
+        bias = self.bias
+        if bias is not None:
+            bias = bias.to(device=input.device, dtype=input.dtype)
+            for change in self.bias_function:
+                bias = change(bias)
+        return compute(input, weight, bias)
+
+
+def _dense(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.dequantize(dtype) if isinstance(tensor, PackedTensor) else tensor.to(dtype)
