@@ -151,19 +151,19 @@ class Image(nn.Module):
 
     def __init__(self, heads: int = 4) -> None:
         super().__init__()
-        self.double = nn.ModuleList(DoubleBlock(heads) for _ in range(2))
-        self.single = nn.ModuleList(SingleBlock(heads) for _ in range(2))
+        self.double_blocks = nn.ModuleList(DoubleBlock(heads) for _ in range(2))
+        self.single_blocks = nn.ModuleList(SingleBlock(heads) for _ in range(2))
 
     def forward(self, img: Tensor, txt: Tensor, pe: Tensor, control: dict[str, Any] | None = None) -> Tensor:
         control = control or {}
         img, txt = img.clone(), txt.clone()
-        for place, block in enumerate(self.double):
+        for place, block in enumerate(self.double_blocks):
             img, txt = block(img, txt, pe=pe)
             residual = _entry(control, "double", place)
             if residual is not None:
                 img[:, : residual.shape[1]] += residual
         x, start = torch.cat([txt, img], 1), txt.shape[1]
-        for place, block in enumerate(self.single):
+        for place, block in enumerate(self.single_blocks):
             x = block(x, pe)
             residual = _entry(control, "single", place)
             if residual is not None:
@@ -180,16 +180,16 @@ _BOTH = ("txt", "img")
 IMAGE = Plan(
     regions=[
         Region(
-            blocks="double",
+            blocks="double_blocks",
             args={"img": Seq("img"), "txt": Seq("txt"), "pe": Seq(_BOTH)},
             out=(Seq("img"), Seq("txt")),
             attn={"": Attn(_BOTH, _BOTH)},
         ),
-        Region(blocks="single", args={"x": Seq("all"), "pe": Seq("all")}, out=Seq("all"), attn={"attn": Attn("all", "all")}),
+        Region(blocks="single_blocks", args={"x": Seq("all"), "pe": Seq("all")}, out=Seq("all"), attn={"attn": Attn("all", "all")}),
     ],
     control=[
-        Control(key="double", blocks="double", stream="img", out=0),
-        Control(key="single", blocks="single", stream="all", after="txt"),
+        Control(key="double", blocks="double_blocks", stream="img", out=0),
+        Control(key="single", blocks="single_blocks", stream="all", after="txt"),
     ],
 )
 
