@@ -55,8 +55,10 @@ class Bound:
         return {name: value for name, value in named.items() if value is not None}
 
     def replace(self, name: str, value: Any) -> None:
-        """Put `value` where `name` was given, or would be."""
-        if name in self._bound.signature.parameters or self._rest is None:
+        """Put `value` where `name` was given, or would be; surplus positional arguments go by their starred name."""
+        if name == f"*{self._more}":
+            self._bound.arguments[name[1:]] = tuple(value)
+        elif name in self._bound.signature.parameters or self._rest is None:
             self._bound.arguments[name] = value
         else:
             self._bound.arguments[self._rest][name] = value

@@ -69,7 +69,7 @@ def override(attend: Attend, earlier: Callable[..., Any] | None) -> Callable[...
             return inner(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True, **options)
 
         dim = q.shape[-1] if skip_reshape else q.shape[-1] // heads
-        cut = [t.transpose(1, 2) if skip_reshape else t.reshape(*t.shape[:-1], -1, dim) for t in (q, k, v)]
+        cut = [t.transpose(1, 2) if skip_reshape else t.reshape(*t.shape[:2], -1, dim) for t in (q, k, v)]
         full_mask = mask[:, None] if isinstance(mask, Tensor) and mask.ndim == 3 else mask
         out = attend(Caught(q=cut[0], k=cut[1], v=cut[2], mask=full_mask, scale=options.get("scale"), kernel=kernel))
         if out is None:

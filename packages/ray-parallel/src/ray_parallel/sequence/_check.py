@@ -35,16 +35,18 @@ def submodule(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def check_fit(model: nn.Module, plan: Plan, kernels: Collection[str]) -> None:
-    """Check every name in `plan` against `model`.
+    """Check the names in `plan` against `model`.
+
+    Some members of a family lack one of the attention modules; what attends without a rule is refused when it runs.
 
     Raises:
-        PlanError: a block list, an attention module, an exit or a mask kernel is not there.
+        PlanError: a block list, all attention modules of a region, an exit or a mask kernel is not there.
     """
     for region in plan.regions:
         blocks = [block for name in region.blocks for block in blocks_of(model, name)]
-        for path in filter(None, region.attn):
-            if all(submodule(block, path) is None for block in blocks):
-                raise PlanError(f"no block of {', '.join(region.blocks)} has the attention module {path!r}")
+        if all(submodule(block, path) is None for block in blocks for path in region.attn):
+            paths = ", ".join(map(repr, region.attn))
+            raise PlanError(f"no block of {', '.join(region.blocks)} has any of the attention modules {paths}")
         for spec in region.args.values():
             for leaf in leaves(spec):
                 if isinstance(leaf, Opaque) and leaf.kernel not in kernels:
