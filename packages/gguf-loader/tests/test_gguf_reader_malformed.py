@@ -217,6 +217,12 @@ def test_an_original_shape_without_its_tensor_is_accepted(tmp_path: Path) -> Non
     assert read_header(file.write(tmp_path / "orphan.gguf")).tensors["weight"].shape == (4,)
 
 
+def test_an_original_shape_may_have_as_many_dimensions_as_a_tensor(tmp_path: Path) -> None:
+    dims = [2, 1, 1, 2, 1, 1, 1, 1]
+    file = File(pairs=[pair("comfy.gguf.orig_shape.weight", raw.ARRAY, array(raw.I32, dims))], tensors=[Tensor()])
+    assert read_header(file.write(tmp_path / "eight.gguf")).tensors["weight"].shape == tuple(dims)
+
+
 def test_values_inside_arrays_are_judged_when_they_are_read(tmp_path: Path) -> None:
     pairs = [
         pair("strings", raw.ARRAY, array(raw.STRING, ["good", b"bad\xff"])),
@@ -228,6 +234,14 @@ def test_values_inside_arrays_are_judged_when_they_are_read(tmp_path: Path) -> N
         metadata.array("strings").strings()
     with pytest.raises(GgufFormatError, match=r"metadata 'bools'.*neither 0 nor 1"):
         metadata.array("bools").numpy()
+
+
+@pytest.mark.parametrize("left", [0, 7, 39])
+def test_a_text_that_is_cut_off_is_told_how_much_of_it_is_there(tmp_path: Path, left: int) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(File(pairs=[pair("k", raw.STRING, "x" * 40)]).bytes()[: VALUE_AT + 8 + left])
+    with pytest.raises(GgufFormatError, match=f"40 bytes, but the file has only {left} left"):
+        read_header(path)
 
 
 def test_a_missing_file_is_an_ordinary_os_error(tmp_path: Path) -> None:

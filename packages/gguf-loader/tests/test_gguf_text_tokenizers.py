@@ -130,10 +130,11 @@ def test_the_padding_of_the_embedding_is_left_out_and_unused_tokens_are_not(tmp_
 
 
 def test_an_unknown_token_that_is_typed_as_control_is_found_by_its_number(tmp_path: Path) -> None:
-    """As the converter writes Phi-3's, whose added tokens are all control tokens."""
+    """Phi-3's file: added tokens are all control tokens, and the padding of the embedding is typed as unknown."""
     original = trained("unigram", normalization_rule_name="identity")
-    metadata = as_converted(original)
+    metadata = as_converted(original, pad_to=original.get_piece_size() + 5)
     metadata["token_type"][original.unk_id()] = CONTROL
+    metadata["token_type"][-5:] = [UNKNOWN] * 5
     again = sentencepiece.SentencePieceProcessor(
         model_proto=rebuild_tokenizer(write_vocabulary(tmp_path, metadata)).data
     )

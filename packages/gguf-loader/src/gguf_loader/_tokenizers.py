@@ -106,7 +106,7 @@ def _tekken(header: GgufHeader) -> RebuiltTokenizer:
 
 
 def _tokens(header: GgufHeader) -> tuple[list[bytes], list[int]]:
-    """Tokens and their types, without those that pad the embedding at the end."""
+    """Tokens and their types, without those that pad the embedding at the end (unused; older converters: unknown)."""
     tokens = header.metadata.array(f"{KEY}tokens").raw_strings()
     types = [int(type_) for type_ in header.metadata.array(f"{KEY}token_type").numpy().tolist()]
     if len(tokens) != len(types):
@@ -114,7 +114,7 @@ def _tokens(header: GgufHeader) -> tuple[list[bytes], list[int]]:
     if any(not NORMAL <= type_ <= BYTE for type_ in types):
         raise _contradiction(header, "token_type", f"a type that is none of {NORMAL} to {BYTE}")
     count = len(tokens)
-    while count and types[count - 1] == UNUSED and tokens[count - 1] == b"[PAD%d]" % (count - 1):
+    while count and types[count - 1] in (UNUSED, UNKNOWN) and tokens[count - 1] == b"[PAD%d]" % (count - 1):
         count -= 1
     _refuse_empty_or_double(header, tokens[:count])
     return tokens[:count], types[:count]
