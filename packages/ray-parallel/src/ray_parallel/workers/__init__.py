@@ -3,13 +3,15 @@
 Importing this package imports torch but not ray; ray is imported when a cluster is started or connected to.
 """
 
+from ._call import Progress
 from ._cluster import Cluster, connect_cluster, start_cluster
+from ._context import WorkerContext
 from ._errors import (
     CancelledError,
     ClusterError,
     DeadlineExceededError,
     GpuIndexError,
-    GroupClosedError,
+    GroupStateError,
     InvalidRequestError,
     ObjectStoreSizeError,
     PortTakenError,
@@ -23,8 +25,10 @@ from ._errors import (
     WorkersError,
 )
 from ._files import FileStamp
+from ._group import WorkerGroup
 from ._layout import TensorSlot, WeightsLayout
 from ._open import OpenWeights
+from ._options import GroupOptions, Recipe
 from ._shared import SharedWeights
 from ._sharing import Share, SharingReport
 from ._store import StoreRoom
@@ -36,11 +40,14 @@ __all__ = [
     "DeadlineExceededError",
     "FileStamp",
     "GpuIndexError",
-    "GroupClosedError",
+    "GroupOptions",
+    "GroupStateError",
     "InvalidRequestError",
     "ObjectStoreSizeError",
     "OpenWeights",
     "PortTakenError",
+    "Progress",
+    "Recipe",
     "RunRefusedError",
     "Share",
     "SharedWeights",
@@ -51,8 +58,10 @@ __all__ = [
     "VersionMismatchError",
     "WeightsError",
     "WeightsLayout",
+    "WorkerContext",
     "WorkerDiedError",
     "WorkerFailure",
+    "WorkerGroup",
     "WorkerRaisedError",
     "WorkersError",
     "connect_cluster",

@@ -124,7 +124,7 @@ def start_cluster(
                 namespace=namespace,
                 _temp_dir=str(folder.path),
                 _node_ip_address=LOOPBACK,
-                _system_config={"automatic_object_spilling_enabled": False},
+                _system_config={"automatic_object_spilling_enabled": False, "prestart_worker_first_driver": False},
             )
             found = {node["NodeManagerAddress"] for node in ray.nodes()}
             if found != {LOOPBACK}:

@@ -113,8 +113,16 @@ class VersionMismatchError(WorkersError):
         )
 
 
-class GroupClosedError(WorkersError):
-    """A `WorkerGroup` was used after it was closed, or while another thread used it."""
+class GroupStateError(WorkersError):
+    """A `WorkerGroup` is not in a state that allows what was asked: it is closed, or at work for another thread.
+
+    Attributes:
+        state: the state it is in.
+    """
+
+    def __init__(self, state: str, remedy: str) -> None:
+        self.state = state
+        super().__init__(f"the group of workers is {state}; {remedy}")
 
 
 class WorkerFailure(WorkersError):
@@ -158,9 +166,9 @@ class RunRefusedError(WorkerRaisedError):
 class WorkerDiedError(WorkerFailure):
     """The process of a worker ended."""
 
-    def __init__(self, *, rank: int, generation: int, reason: str, hint: str = "") -> None:
+    def __init__(self, *, rank: int, generation: int, reason: str) -> None:
         super().__init__(
-            f"worker {rank} died: {reason}{hint}; the next call starts the workers again",
+            f"worker {rank} died: {reason}; the next call starts the workers again",
             rank=rank,
             generation=generation,
         )

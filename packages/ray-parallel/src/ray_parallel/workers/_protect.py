@@ -7,6 +7,7 @@ import mmap
 import sys
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,8 @@ def protect(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> int
         arrays: all arrays of the object, which lie one behind the other.
 
     Returns:
-        Bytes that are protected; 0 where the operating system has no such call (elsewhere than on Linux).
+        Bytes that are protected; 0 for an object so small that Ray sends a copy to each reader, and where the operating
+        system has no such call (elsewhere than on Linux).
 
     Raises:
         OSError: the operating system refuses.
@@ -35,7 +37,7 @@ def protect(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> int
     end = max(array.ctypes.data + array.nbytes for array in arrays)
     start = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     size_bytes = end // mmap.PAGESIZE * mmap.PAGESIZE - start
-    if size_bytes <= 0:
+    if size_bytes <= 0 or not _is_shared(start, start + size_bytes):
         return 0
     _mprotect(start, size_bytes, _READ)
     alive = len(arrays)
@@ -50,6 +52,16 @@ def protect(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> int
     for array in arrays:
         weakref.finalize(array, collected).atexit = False
     return size_bytes
+
+
+def _is_shared(start: int, end: int) -> bool:
+    """Whether memory lies in one mapping that other processes have too; this process's own must stay as it is."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        span, permissions, *_ = line.split(maxsplit=2)
+        low, high = (int(address, 16) for address in span.split("-"))
+        if low <= start < high:
+            return end <= high and permissions.endswith("s")
+    return False
 
 
 def _mprotect(address: int, size_bytes: int, allowed: int) -> None:

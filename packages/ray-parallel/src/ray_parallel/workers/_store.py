@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Bytes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
-_PAGE: Bytes = np.zeros(mmap.PAGESIZE, dtype=np.uint8)
 _CHUNK_BYTES = 256 << 20
 _FREE_SHARE = 0.95
 """Of a store that can be filled: its allocator loses some room to alignment and gaps."""
@@ -119,7 +118,7 @@ def put_parts(parts: list[torch.Tensor]) -> list[ObjectRef[list[Bytes]]]:
         chunk: list[Bytes] = []
         while parts and (not chunk or sum(array.nbytes for array in chunk) + parts[-1].numel() <= _CHUNK_BYTES):
             chunk.append(parts.pop().numpy())
-        refs.append(ray.put([_PAGE, *chunk, _PAGE]))
+        refs.append(ray.put([_page(), *chunk, _page()]))
     return refs
 
 
@@ -131,7 +130,7 @@ def put_files(files: Sequence[FileStamp]) -> list[ObjectRef[list[Bytes]]]:
     """
     import ray
 
-    return [ray.put([_PAGE, np.frombuffer(map_file(file), dtype=np.uint8), _PAGE]) for file in files]
+    return [ray.put([_page(), np.frombuffer(map_file(file), dtype=np.uint8), _page()]) for file in files]
 
 
 def get_parts(refs: Sequence[ObjectRef[list[Bytes]]], *, protected: bool) -> tuple[list[Bytes], int]:
@@ -158,3 +157,8 @@ def get_parts(refs: Sequence[ObjectRef[list[Bytes]]], *, protected: bool) -> tup
         ) from error
     protected_bytes = sum(map(protect, chunks)) if protected else 0
     return [*itertools.chain.from_iterable(chunk[1:-1] for chunk in chunks)], protected_bytes
+
+
+def _page() -> Bytes:
+    """A page of padding; a new one each time, since an array that occurs twice is stored once."""
+    return np.zeros(mmap.PAGESIZE, dtype=np.uint8)
