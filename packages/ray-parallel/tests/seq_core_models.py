@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ray_parallel.sequence import Attn, Control, Plan, Region, Rows, Seq
 
 DIM = 24
+torch.set_num_threads(1)  # ranks are threads here; more threads inside each would only fight for the cores
 
 
 def filled(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -28,6 +29,11 @@ def random(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
+def heads_of(x: Tensor, heads: int) -> Tensor:
+    """[B, S, H * D] -> [B, S, H, D]."""
+    return x.view(*x.shape[:2], heads, -1)
+
+
 def turned(x: Tensor, pe: Tensor) -> Tensor:
     """Something like a rotary embedding: [B, S, H, D] times [1, S, 1, D]."""
     return x * pe.cos() + x.flip(-1) * pe.sin()
@@ -43,10 +49,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, pe: Tensor | None = None, mask: Any = None) -> Tensor:
         other = x if context is None else context
-        q, k, v = (f(t).unflatten(-1, (self.heads, -1)) for f, t in ((self.q, x), (self.k, other), (self.v, other)))
+        q, k, v = (heads_of(f(t), self.heads) for f, t in ((self.q, x), (self.k, other), (self.v, other)))
         if pe is not None:
             q, k = turned(q, pe), turned(k, pe)
-        return self.out(self.attend(*(t.transpose(1, 2) for t in (q, k, v)), mask).transpose(1, 2).flatten(2))
+        out = self.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2).flatten(2)
+        projected: Tensor = self.out(out)
+        return projected
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The call that is caught."""
@@ -64,7 +72,8 @@ class VideoBlock(nn.Module):
         x = x + self.self_attn(x, pe=pe, mask=mask)
         x = x + self.cross_attn(x, context)
         rows = -(-x.shape[1] // e.shape[1])
-        return x + self.ff(x) * e.repeat_interleave(rows, 1)[:, : x.shape[1]]
+        modulated: Tensor = self.ff(x) * e.repeat_interleave(rows, 1)[:, : x.shape[1]]
+        return x + modulated
 
 
 class Head(nn.Module):
@@ -75,7 +84,8 @@ class Head(nn.Module):
         self.linear = nn.Linear(DIM, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + x.mean(1, keepdim=True)
+        mixed: Tensor = self.linear(x) + x.mean(1, keepdim=True)
+        return mixed
 
 
 class Video(nn.Module):
@@ -89,7 +99,8 @@ class Video(nn.Module):
     def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         for block in self.blocks:
             x = block(x, pe, e=e, context=context, mask=mask)
-        return self.head(x)
+        out: Tensor = self.head(x)
+        return out
 
 
 VIDEO = Plan(
@@ -127,7 +138,7 @@ class DoubleBlock(nn.Module):
         self.txt, self.img, self.txt_out, self.img_out = (nn.Linear(DIM, DIM) for _ in range(4))
 
     def forward(self, img: Tensor, txt: Tensor, pe: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.cat([self.txt(txt), self.img(img)], 1).unflatten(-1, (self.heads, -1))
+        x = heads_of(torch.cat([self.txt(txt), self.img(img)], 1), self.heads)
         q = turned(x, pe).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, q.flip(-1), x.transpose(1, 2)).transpose(1, 2).flatten(2)
         txt += self.txt_out(out[:, : txt.shape[1]])
@@ -143,7 +154,8 @@ class SingleBlock(nn.Module):
         self.attn = Attention(heads)
 
     def forward(self, x: Tensor, pe: Tensor) -> Tensor:
-        return x + self.attn(x, pe=pe)
+        attended: Tensor = self.attn(x, pe=pe)
+        return x + attended
 
 
 class Image(nn.Module):
@@ -173,7 +185,8 @@ class Image(nn.Module):
 
 def _entry(control: dict[str, Any], key: str, place: int) -> Tensor | None:
     entries = control.get(key, [])
-    return entries[place] if place < len(entries) else None
+    entry: Tensor | None = entries[place] if place < len(entries) else None
+    return entry
 
 
 _BOTH = ("txt", "img")
@@ -185,7 +198,12 @@ IMAGE = Plan(
             out=(Seq("img"), Seq("txt")),
             attn={"": Attn(_BOTH, _BOTH)},
         ),
-        Region(blocks="single_blocks", args={"x": Seq("all"), "pe": Seq("all")}, out=Seq("all"), attn={"attn": Attn("all", "all")}),
+        Region(
+            blocks="single_blocks",
+            args={"x": Seq("all"), "pe": Seq("all")},
+            out=Seq("all"),
+            attn={"attn": Attn("all", "all")},
+        ),
     ],
     control=[
         Control(key="double", blocks="double_blocks", stream="img", out=0),

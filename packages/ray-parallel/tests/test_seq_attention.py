@@ -26,7 +26,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def single(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    return plain(*(t.transpose(1, 2) for t in (q, k, v)), mask).transpose(1, 2)
+    return plain(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2)
 
 
 def mesh_of(comm: ThreadComm, kind: Kind) -> Mesh:

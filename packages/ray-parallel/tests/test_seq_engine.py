@@ -31,13 +31,21 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 Build = Callable[[], nn.Module]
 
 
+def video() -> nn.Module:
+    return filled(Video())
+
+
+def image() -> nn.Module:
+    return filled(Image())
+
+
 def run(build: Build, plan: Plan, inputs: dict[str, Any], ranks: int, kind: Kind = "ulysses", **more: Any) -> list[Any]:
     """What each rank gets; every rank has its own model and its own inputs."""
-    options = {"ulysses": 2 if ranks % 2 == 0 else 1} if kind == "usp" else {}
+    ulysses = (2 if ranks % 2 == 0 else 1) if kind == "usp" else None
 
     def rank(comm: ThreadComm) -> Any:
         model = build()
-        with torch.no_grad(), parallelize(model, plan, comm, kind=kind, **options, **more):
+        with torch.no_grad(), parallelize(model, plan, comm, kind=kind, ulysses=ulysses, **more):
             out = model(**copy.deepcopy(inputs))
         assert not hooks_of(model)
         return out
@@ -52,6 +60,12 @@ def hooks_of(model: nn.Module) -> list[Any]:
         for table in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called)
         for hook in table
     ]
+
+
+def modes() -> list[Any]:
+    """The function modes that are entered in this thread."""
+    stack: list[Any] = torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return stack
 
 
 def same(outs: list[Tensor], want: Tensor) -> None:
@@ -71,15 +85,13 @@ def alone(build: Build, inputs: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 2, 3, 13])
 def test_one_stream(kind: Kind, ranks: int, rows: int) -> None:
     inputs = video_inputs(rows=rows, mask=rows == 1, batch=2)
-    build = lambda: filled(Video())  # noqa: E731
-    same(run(build, VIDEO, inputs, ranks, kind), alone(build, inputs))
+    same(run(video, VIDEO, inputs, ranks, kind), alone(video, inputs))
 
 
 @pytest.mark.parametrize("tokens", [12, 6, 3, 1])
 def test_frames_stay_together_and_short_streams_stay_whole(tokens: int) -> None:
-    build = lambda: filled(Video())  # noqa: E731
     inputs = video_inputs(tokens=tokens, rows=3 if tokens > 1 else 1)
-    same(run(build, VIDEO, inputs, 2), alone(build, inputs))
+    same(run(video, VIDEO, inputs, 2), alone(video, inputs))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,22 +100,19 @@ def test_frames_stay_together_and_short_streams_stay_whole(tokens: int) -> None:
 @pytest.mark.parametrize("control", [False, True])
 def test_two_streams_then_one(kind: Kind, ranks: int, txt: int, control: bool) -> None:
     inputs = image_inputs(txt=txt, control=control)
-    build = lambda: filled(Image())  # noqa: E731
-    same(run(build, IMAGE, inputs, ranks, kind), alone(build, inputs))
+    same(run(image, IMAGE, inputs, ranks, kind), alone(image, inputs))
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_scope_block_gives_the_same(ranks: int) -> None:
     regions = [replace(region, scope="block", exit="last") for region in (*IMAGE.regions,)]
     inputs = image_inputs(control=True)
-    build = lambda: filled(Image())  # noqa: E731
-    same(run(build, replace(IMAGE, regions=regions), inputs, ranks), alone(build, inputs))
+    same(run(image, replace(IMAGE, regions=regions), inputs, ranks), alone(image, inputs))
 
 
 def test_a_stream_kept_whole_on_request() -> None:
     inputs = image_inputs(txt=5)
-    build = lambda: filled(Image())  # noqa: E731
-    same(run(build, IMAGE, inputs, 2, "ring", whole=["txt"]), alone(build, inputs))
+    same(run(image, IMAGE, inputs, 2, "ring", whole=["txt"]), alone(image, inputs))
 
 
 def test_inputs_of_the_caller_are_not_written_to() -> None:
@@ -122,15 +131,14 @@ def test_inputs_of_the_caller_are_not_written_to() -> None:
 
 def test_several_forwards_with_other_lengths() -> None:
     cases = [video_inputs(tokens=tokens) for tokens in (13, 8, 13)]
-    build = lambda: filled(Video())  # noqa: E731
 
     def rank(comm: ThreadComm) -> list[Tensor]:
-        model = build()
+        model = video()
         with torch.no_grad(), parallelize(model, VIDEO, comm):
             return [model(**case) for case in cases]
 
     for place, case in enumerate(cases):
-        same([outs[place] for outs in run_threads(2, rank)], alone(build, case))
+        same([outs[place] for outs in run_threads(2, rank)], alone(video, case))
 
 
 @pytest.mark.parametrize("forgotten", ["pe", "e", "context", "mask"])
@@ -140,7 +148,7 @@ def test_every_forgotten_argument_raises(forgotten: str) -> None:
     whole = tuple(name for name in region.whole if name != forgotten)
     plan = Plan(regions=[replace(region, args=args, whole=whole)])
     with pytest.raises(ClosedWorldError, match=forgotten) as caught:
-        run(lambda: filled(Video()), plan, video_inputs(mask=True), 2)
+        run(video, plan, video_inputs(mask=True), 2)
     assert caught.value.arguments == (forgotten,)
 
 
@@ -148,7 +156,7 @@ def test_attention_without_a_rule_raises() -> None:
     (region,) = VIDEO.regions
     plan = Plan(regions=[replace(region, attn={"self_attn": Attn("v", "v")})])
     with pytest.raises(UncutAttentionError, match=r"blocks\.0.*no rule"):
-        run(lambda: filled(Video()), plan, video_inputs(), 2)
+        run(video, plan, video_inputs(), 2)
 
 
 def test_attention_that_cannot_be_seen_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +165,7 @@ def test_attention_that_cannot_be_seen_raises(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("seq_core_models.Attention.attend", by_hand)
     with pytest.raises(UncutAttentionError, match=r"blocks\.0\.self_attn.*no attention was seen"):
-        run(lambda: filled(Video()), VIDEO, video_inputs(), 2)
+        run(video, VIDEO, video_inputs(), 2)
 
 
 @pytest.mark.parametrize(("option", "reason"), [({"is_causal": True}, "causal"), ({"dropout_p": 0.5}, "dropout")])
@@ -169,12 +177,12 @@ def test_attention_that_cannot_be_cut_raises(
 
     monkeypatch.setattr("seq_core_models.Attention.attend", attend)
     with pytest.raises(UncutAttentionError, match=reason):
-        run(lambda: filled(Video()), VIDEO, video_inputs(), 2)
+        run(video, VIDEO, video_inputs(), 2)
 
 
 def test_gradients_are_refused() -> None:
     def rank(comm: ThreadComm) -> None:
-        model = filled(Video()).requires_grad_(True)
+        model = filled(Video()).requires_grad_()
         with torch.enable_grad(), parallelize(model, VIDEO, comm):
             model(**video_inputs())
 
@@ -186,13 +194,14 @@ def test_a_rule_that_does_not_fit_raises() -> None:
     (region,) = VIDEO.regions
     plan = Plan(regions=[replace(region, attn={**region.attn, "cross_attn": Attn("v", "v")})])
     with pytest.raises(PlanError, match=r"5 keys.*does not fit"):
-        run(lambda: filled(Video()), plan, video_inputs(), 2)
+        run(video, plan, video_inputs(), 2)
 
 
 def test_an_exit_that_is_never_reached_raises() -> None:
     class Skips(Video):
-        def forward(self, x: Tensor, **rest: Any) -> Tensor:
-            return self.blocks[0](x, **rest)
+        def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+            out: Tensor = self.blocks[0](x, pe, e, context, mask)
+            return out
 
     (region,) = VIDEO.regions
     with pytest.raises(PlanError, match="never joined"):
@@ -247,7 +256,7 @@ def test_a_model_is_never_left_hooked_after_an_error() -> None:
         with pytest.raises(ZeroDivisionError), torch.no_grad(), parallelize(model, VIDEO, comm):
             model(**video_inputs())
         assert not hooks_of(model)
-        return torch.overrides._get_current_function_mode_stack()
+        return modes()
 
     assert run_threads(2, rank) == [[], []]
 
@@ -258,18 +267,18 @@ def test_an_error_inside_a_block_leaves_no_mode_and_the_handle_works_on() -> Non
         with torch.no_grad(), parallelize(model, VIDEO, comm):
             with pytest.raises(RuntimeError, match="shape"):
                 model(**{**video_inputs(), "context": random(1, 5, 7)})
-            assert torch.overrides._get_current_function_mode_stack() == []
+            assert modes() == []
             out: Tensor = model(**video_inputs())
         return out
 
-    same(run_threads(2, rank, timeout_s=5), alone(lambda: filled(Video()), video_inputs()))
+    same(run_threads(2, rank, timeout_s=5), alone(video, video_inputs()))
 
 
 def test_a_rank_that_raises_wakes_the_others() -> None:
     def rank(comm: ThreadComm) -> None:
         model = filled(Video())
         if comm.rank == 1:
-            model.blocks[1].register_forward_pre_hook(lambda *_: 1 / 0)  # type: ignore[union-attr, operator]
+            model.get_submodule("blocks.1").register_forward_pre_hook(lambda *_: 1 / 0)
         with torch.no_grad(), parallelize(model, VIDEO, comm):
             model(**video_inputs())
 
@@ -313,21 +322,17 @@ def test_a_plan_for_another_model_sets_no_hook(plan: Plan, reason: str) -> None:
 
 
 def test_a_stream_without_a_length_raises() -> None:
-    plan = Plan(regions=[replace(REGION, args={**REGION.args, "context": Seq("txt"), "mask": Rows("nowhere")}, whole=())])
+    plan = Plan(
+        regions=[replace(REGION, args={**REGION.args, "context": Seq("txt"), "mask": Rows("nowhere")}, whole=())]
+    )
     with pytest.raises(PlanError, match="how long stream 'nowhere' is"):
-        run(lambda: filled(Video()), plan, video_inputs(mask=True), 2)
+        run(video, plan, video_inputs(mask=True), 2)
 
 
 def test_a_mask_built_from_cut_parts_is_put_together() -> None:
-    class Masks(Video):
-        def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-            for block in self.blocks:
-                x = block(x, pe, e=e, context=context, mask=mask)
-            return self.head(x)
-
     plan = Plan(regions=[replace(REGION, args={**REGION.args, "mask": Seq("v", 3)}, whole="context")])
     for tokens in (3, 13):  # with 3 tokens one of the ranks holds a mask of size 1
         inputs = video_inputs(tokens=tokens)
         inputs["mask"] = random(1, 1, 1, tokens) > -1
         inputs["mask"][..., 0] = True
-        same(run(lambda: filled(Masks()), plan, inputs, 2), alone(lambda: filled(Masks()), inputs))
+        same(run(video, plan, inputs, 2), alone(video, inputs))

@@ -15,6 +15,7 @@ from ray_parallel._errors import (
     UnknownModelError,
 )
 from ray_parallel.sequence._attention import Kind, Mesh
+from ray_parallel.sequence._canary import canary
 from ray_parallel.sequence._comm import Comm, GroupComm, Traffic
 from ray_parallel.sequence._engine import Parallel
 from ray_parallel.sequence._layout import Layout
@@ -31,6 +32,8 @@ from ray_parallel.sequence._plan import (
     Rows,
     Seq,
 )
+from ray_parallel.sequence._registry import Entry, find, name_of, signature_of
+from ray_parallel.sequence._rules import MaskKernel
 from ray_parallel.sequence._threads import ThreadComm, run_threads
 
 __all__ = [
@@ -42,10 +45,12 @@ __all__ = [
     "CommError",
     "Compressed",
     "Control",
+    "Entry",
     "Grid",
     "GroupComm",
     "Kind",
     "Layout",
+    "MaskKernel",
     "Mesh",
     "Opaque",
     "Parallel",
@@ -61,7 +66,11 @@ __all__ = [
     "Traffic",
     "UncutAttentionError",
     "UnknownModelError",
+    "canary",
+    "find",
     "injection",
+    "name_of",
     "parallelize",
     "run_threads",
+    "signature_of",
 ]

@@ -126,6 +126,11 @@ class Parallel:
             self._check_control(model, forward.control)
             ours = {entry.key for entry in self.plan.control}
             bound.replace("control", {key: [] if key in ours else entry for key, entry in control.items()})
+        for name, spec in self.plan.inputs.items():
+            if name in given:
+                listed = list(given[name])
+                forward.inputs.append((listed, tuple(listed), spec))
+                bound.replace(name, listed)
         self._forward = forward
         self._mode.enter_context(SdpaMode(self._attend))
         return bound.call()
@@ -170,6 +175,15 @@ class Parallel:
         forward.layout = layout_of(region, given, ranks=world.size, rank=world.rank, whole=self._whole)
         forward.lengths.update(forward.layout.lengths)
         forward.region = region
+        for listed, whole, spec in forward.inputs:
+            if set(spec.streams) <= set(forward.layout.lengths):
+                listed[:] = [cut(value, spec, forward.layout) for value in whole]
+
+    @staticmethod
+    def _shut(forward: Forward) -> None:
+        forward.region, forward.cuts = None, {}
+        for listed, whole, _ in forward.inputs:
+            listed[:] = whole
 
     @staticmethod
     def _cut_argument(forward: Forward, name: str, value: Any, spec: Any, layout: Layout) -> Any:
@@ -193,7 +207,7 @@ class Parallel:
                 return None
             assert forward.layout is not None
             joined = put_together(out, region.out, forward.layout, self.mesh.world)
-            forward.region, forward.cuts = None, {}
+            self._shut(forward)
             return joined
 
         return hook
@@ -208,7 +222,7 @@ class Parallel:
             name = region.exit[1]
             joined = put_together(bound.given().get(name), region.out, forward.layout, self.mesh.world)
             bound.replace(name, joined)
-            forward.region, forward.cuts = None, {}
+            self._shut(forward)
             return bound.call()
 
         return hook

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ray_parallel.sequence._attention import Kind, Mesh
+from ray_parallel.sequence._canary import canary as run_canary
 from ray_parallel.sequence._comm import Comm
 from ray_parallel.sequence._engine import Parallel
 from ray_parallel.sequence._plan import Plan
@@ -24,6 +25,7 @@ def parallelize(
     kernels: Mapping[str, MaskKernel] | None = None,
     whole: Collection[str] = (),
     preflight: bool = True,
+    canary: Callable[[nn.Module], Any] | None = None,
 ) -> Parallel:
     """Run `model` on all ranks of `comm` together, each holding part of the tokens between its blocks.
 
@@ -39,12 +41,15 @@ def parallelize(
         kernels: functions for the mask objects of the plan (`Opaque`), by name.
         whole: streams that every rank keeps whole, however long they are.
         preflight: compare plan, options and shapes over the ranks before each forward; one small message.
+        canary: try the plan first, on a shallow fp32 copy: runs the model it is given on small inputs (see
+            `ray_parallel.sequence.canary`). Worth it at the first use of a plan with a model.
 
     Returns:
         a handle and context manager; `remove()` or leaving the block takes everything off.
 
     Raises:
         PlanError: the plan names something that the model does not have, or the kind does not go with the ranks.
+        CanaryError: the plan gives another result than one process.
 
     Examples:
         >>> import torch
@@ -73,6 +78,8 @@ def parallelize(
         [True, True, True]
     """
     mesh = comm if isinstance(comm, Mesh) else Mesh.of(comm, kind, ulysses)
+    if canary is not None:
+        run_canary(model, plan, mesh, canary, kernels=kernels)
     return Parallel(model, plan, mesh, kernels=kernels or {}, whole=whole, check_ranks=preflight)
 
 

@@ -128,10 +128,16 @@ class Attn:
 
     `Attn("v", "v")` exchanges; `Attn("v")` has its keys whole on every rank and runs locally; `Attn((), "v")` has
     whole queries over cut keys.
+
+    Attributes:
+        q: streams of the queries.
+        kv: streams of the keys and values.
+        other: for a module that attends in two ways, the other one; the lengths of queries and keys tell them apart.
     """
 
     q: Any = ()
     kv: Any = ()
+    other: Attn | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "q", _names(self.q))
@@ -218,17 +224,21 @@ class Plan:
         patches: host patches that run between blocks -> the entries of their dictionary that are cut. They are run on
             whole tensors. Patches that are not listed are refused; an empty mapping lets one through as it is, for a
             patch that runs where nothing is cut.
+        inputs: arguments of the model, lists of tensors that it adds between the blocks by itself -> what their
+            tensors are. They are cut while a region with those streams is open.
     """
 
     regions: Any
     control: Any = ()
     patches: Mapping[str, Mapping[str, Spec]] = field(default_factory=dict)
+    inputs: Mapping[str, Seq] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "regions", tuple(self.regions))
         object.__setattr__(self, "control", tuple(self.control))
         patches = {name: {key: _spec(spec) for key, spec in entry.items()} for name, entry in self.patches.items()}
         object.__setattr__(self, "patches", patches)
+        object.__setattr__(self, "inputs", dict(self.inputs))
         if not self.regions:
             raise PlanError("a plan needs at least one region")
         lists = [name for region in self.regions for name in region.blocks]
@@ -254,6 +264,7 @@ class Plan:
                 patches={
                     name: {key: _load(spec) for key, spec in entry.items()} for name, entry in data["patches"].items()
                 },
+                inputs={name: _load(spec) for name, spec in data["inputs"].items()},
             )
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise PlanError(f"this is not a plan in JSON ({error!r}); write one with Plan.to_json") from error
@@ -322,6 +333,11 @@ def _region(data: Mapping[str, Any]) -> Region:
     return Region(
         args={name: _load(spec) for name, spec in data["args"].items()},
         out=_load(data["out"]),
-        attn={name: Attn(**rule) for name, rule in data["attn"].items()},
+        attn={name: _attn(rule) for name, rule in data["attn"].items()},
         **rest,
     )
+
+
+def _attn(data: Mapping[str, Any]) -> Attn:
+    other = data.get("other")
+    return Attn(**{**data, "other": None if other is None else _attn(other)})

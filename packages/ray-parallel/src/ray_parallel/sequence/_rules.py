@@ -13,7 +13,7 @@ from ray_parallel.sequence._attention import Call, Kernel, Mesh, attend
 from ray_parallel.sequence._catch import Caught
 from ray_parallel.sequence._exchange import gather
 from ray_parallel.sequence._layout import Layout
-from ray_parallel.sequence._plan import Attn, Region
+from ray_parallel.sequence._plan import Attn, Region, Seq
 from ray_parallel.sequence._values import Deferred
 
 MaskKernel = Callable[[Any, Tensor, Tensor, Tensor, Kernel], Tensor]
@@ -41,6 +41,7 @@ class Forward:
         cuts: argument name -> the whole value that came last and its part, for what comes again with every block.
         lengths: tokens of every stream met so far.
         control: the residuals that the model was called with.
+        inputs: lists that the model was called with, beside their whole tensors and what those are.
         plain: no override of the host is in the way, so attention may be done in parts.
         inside_kernel: a whole-sequence attention is running; what it calls is not ours.
     """
@@ -51,6 +52,7 @@ class Forward:
     cuts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     lengths: dict[str, int] = field(default_factory=dict)
     control: Mapping[str, Any] = field(default_factory=dict)
+    inputs: list[tuple[list[Any], tuple[Any, ...], Seq]] = field(default_factory=list)
     plain: bool = True
     inside_kernel: bool = False
 
@@ -71,7 +73,8 @@ def run_rule(forward: Forward, mesh: Mesh, kernels: Mapping[str, MaskKernel], ca
             "add the module that calls it to attn"
         )
     frame.caught += 1
-    _check(frame, layout, caught)
+    rule = _fitting(frame.where, frame.rule, layout, caught)
+    _check(frame.where, rule, layout, caught)
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         forward.inside_kernel = True
@@ -86,9 +89,9 @@ def run_rule(forward: Forward, mesh: Mesh, kernels: Mapping[str, MaskKernel], ca
         q=caught.q,
         k=caught.k,
         v=caught.v,
-        q_streams=frame.rule.q,
-        kv_streams=frame.rule.kv,
-        mask=_whole_mask(mesh, layout, frame.rule, caught.mask),
+        q_streams=rule.q,
+        kv_streams=rule.kv,
+        mask=_whole_mask(mesh, layout, rule, caught.mask),
         scale=caught.scale,
         kernel=kernel,
         plain=forward.plain and not isinstance(caught.mask, Deferred),
@@ -96,21 +99,34 @@ def run_rule(forward: Forward, mesh: Mesh, kernels: Mapping[str, MaskKernel], ca
     return attend(mesh, layout, call)
 
 
-def _check(frame: Frame, layout: Layout, caught: Caught) -> None:
-    rule = frame.rule
-    assert rule is not None
-    if caught.obstacles:
-        raise UncutAttentionError(f"attention in {frame.where} cannot run on cut sequences: {caught.obstacles[0]}")
-    if any(tensor.requires_grad for tensor in (caught.q, caught.k, caught.v)):
-        raise UncutAttentionError("gradients do not pass between ranks; run the model under torch.no_grad()")
-    for name, streams, tensor in (("queries", rule.q, caught.q), ("keys", rule.kv, caught.k)):
-        if streams and tensor.shape[1] != layout.size(streams):
+def _fitting(where: str, rule: Attn, layout: Layout, caught: Caught) -> Attn:
+    """The one of a module's rules that fits the lengths of queries and keys."""
+    rules = [rule]
+    while rules[-1].other is not None:
+        rules.append(rules[-1].other)
+    sides = (("queries", "q", caught.q.shape[1]), ("keys", "kv", caught.k.shape[1]))
+    for name, side, tokens in sides if len(rules) == 1 else ():
+        streams = getattr(rule, side)
+        if streams and tokens != layout.size(streams):
             raise PlanError(
-                f"{frame.where}: {tensor.shape[1]} {name}, but this rank holds {layout.size(streams)} tokens of "
+                f"{where}: {tokens} {name}, but this rank holds {layout.size(streams)} tokens of "
                 f"{', '.join(streams)}; the rule {rule} does not fit"
             )
+    fits = [r for r in rules if all(not getattr(r, s) or n == layout.size(getattr(r, s)) for _, s, n in sides)]
+    if len(fits) != 1:
+        raise PlanError(
+            f"{where}: {sides[0][2]} queries and {sides[1][2]} keys fit {len(fits)} of {rules}; exactly one must fit"
+        )
+    return fits[0]
+
+
+def _check(where: str, rule: Attn, layout: Layout, caught: Caught) -> None:
+    if caught.obstacles:
+        raise UncutAttentionError(f"attention in {where} cannot run on cut sequences: {caught.obstacles[0]}")
+    if any(tensor.requires_grad for tensor in (caught.q, caught.k, caught.v)):
+        raise UncutAttentionError("gradients do not pass between ranks; run the model under torch.no_grad()")
     if isinstance(caught.mask, Deferred) and layout.cut_streams(rule.q) and not layout.cut_streams(rule.kv):
-        raise PlanError(f"{frame.where}: a mask object needs whole queries, which its rule {rule} never puts together")
+        raise PlanError(f"{where}: a mask object needs whole queries, which its rule {rule} never puts together")
 
 
 def _whole_mask(mesh: Mesh, layout: Layout, rule: Attn, mask: Any) -> Any:

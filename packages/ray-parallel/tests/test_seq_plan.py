@@ -1,0 +1,132 @@
+"""Plans are data: they survive JSON, tell what is wrong with them, and equal plans have equal digests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_parallel.sequence import (
+    Attn,
+    Compressed,
+    Control,
+    Grid,
+    Opaque,
+    Plan,
+    PlanError,
+    Ranges,
+    Region,
+    Rows,
+    Seq,
+)
+
+names = st.sampled_from(["txt", "img", "ref"])
+streams = st.lists(names, min_size=1, max_size=3, unique=True).map(tuple)
+lengths = st.one_of(
+    st.builds(Seq, streams, st.integers(0, 4)), st.builds(Grid, names, st.integers(1, 4), st.just((2, 3)))
+)
+others = st.one_of(
+    st.none(),
+    st.builds(Rows, streams, st.integers(0, 4), st.integers(0, 5)),
+    st.builds(Compressed, names),
+    st.builds(Ranges, streams),
+    st.builds(Opaque, names),
+)
+specs = st.recursive(lengths | others, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
+sides = st.just(()) | streams
+
+
+@st.composite
+def regions(draw: st.DrawFn, number: int = 0) -> Region:
+    single = draw(st.booleans())
+    ways_out: list[str | tuple[str, str]] = ["last", f"list{number}", *([("head", "x")] if single else [])]
+    return Region(
+        blocks=[f"list{number}", f"more{number}"][: draw(st.integers(1, 2))],
+        args={"x": draw(lengths)} | draw(st.dictionaries(st.sampled_from("abc"), specs, max_size=3)),
+        whole=draw(st.sets(st.sampled_from("def"))),
+        out=draw(lengths) if single else tuple(draw(st.lists(lengths | st.none(), max_size=3))),
+        attn=draw(st.dictionaries(st.sampled_from(["", "attn", "a.b"]), st.builds(Attn, sides, sides))),
+        exit=draw(st.sampled_from(ways_out)),
+        scope=draw(st.sampled_from(["list", "block"])),
+    )
+
+
+plans = st.builds(
+    Plan,
+    regions=st.tuples(regions(0)) | st.tuples(regions(0), regions(1)),
+    control=st.lists(
+        st.builds(Control, key=names, blocks=names, stream=names, out=st.none() | st.just(1), after=sides)
+    ),
+    patches=st.dictionaries(names, st.dictionaries(names, specs, max_size=2), max_size=2),
+)
+
+
+@given(plan=plans)
+def test_json_both_ways(plan: Plan) -> None:
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert again.digest() == plan.digest()
+    assert again.to_json() == plan.to_json()
+
+
+@given(one=plans, other=plans)
+def test_digests_are_equal_when_plans_are(one: Plan, other: Plan) -> None:
+    assert (one == other) == (one.digest() == other.digest())
+
+
+def region(**changes: Any) -> Region:
+    entries: dict[str, Any] = {"blocks": "blocks", "args": {"x": Seq("v")}, "out": Seq("v"), "attn": {}}
+    return Region(**{**entries, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"blocks": ()}, "no blocks"),
+        ({"whole": "x"}, "x is both cut and whole"),
+        ({"scope": "model"}, "scope 'model' is unknown"),
+        ({"out": Rows("v")}, "cannot return"),
+        ({"args": {"x": Rows("v")}}, "no stream has a length"),
+        ({"args": {"x": "v"}}, "describes no argument"),
+        ({"out": (Seq("v"), None), "exit": ("head", "x")}, "joins one tensor"),
+    ],
+)
+def test_a_region_that_cannot_be(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        region(**changes)
+
+
+@pytest.mark.parametrize("leaf", [Seq, Rows, Grid, Compressed, Ranges])
+@pytest.mark.parametrize("wrong", [(), "", (1,)])
+def test_a_leaf_needs_names(leaf: Any, wrong: Any) -> None:
+    with pytest.raises(PlanError, match="needs the names"):
+        leaf(wrong)
+
+
+@pytest.mark.parametrize("leaf", [Grid, Compressed])
+def test_a_leaf_of_one_stream(leaf: Any) -> None:
+    with pytest.raises(PlanError, match="one stream"):
+        leaf(("txt", "img"))
+
+
+def test_a_plan_needs_regions_with_lists_of_their_own() -> None:
+    with pytest.raises(PlanError, match="at least one region"):
+        Plan(regions=[])
+    with pytest.raises(PlanError, match="one region only"):
+        Plan(regions=[region(), region()])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"regions": [{}], "control": [], "patches": {}}', "null"])
+def test_text_that_is_no_plan(text: str) -> None:
+    with pytest.raises(PlanError, match="not a plan"):
+        Plan.from_json(text)
+
+
+def test_an_unknown_leaf_in_json() -> None:
+    data = json.loads(Plan(regions=[region()]).to_json())
+    data["regions"][0]["args"]["x"]["kind"] = "Stripe"
+    with pytest.raises(PlanError, match="Stripe"):
+        Plan.from_json(json.dumps(data))
