@@ -237,10 +237,10 @@ def sd3(*, dual: bool = False, control: bool = False, text: int = 7) -> Built:
 
 
 CASES = (
-    Case(name="Flux: 35 + 7 tokens, 3 heads", build=flux, fast=True),
+    Case(name="Flux: 35 + 7 tokens, 3 heads", build=flux),
     Case(name="Flux: batch 2, 2 text tokens", build=partial(flux, batch=2, text=2)),
     Case(name="Flux: dense mask", build=partial(flux, mask=True)),
-    Case(name="Flux: ControlNet", build=partial(flux, control=True), fast=True),
+    Case(name="Flux: ControlNet", build=partial(flux, control=True)),
     Case(name="Flux: two Kontext references", build=partial(flux, references=2)),
     Case(name="Flux 2: references with timestep 0", build=partial(flux, flux2=True, references=2, timestep_zero=True)),
     Case(name="Chroma: ControlNet", build=partial(chroma, control=True)),
@@ -249,13 +249,12 @@ CASES = (
     Case(
         name="Qwen-Image: references with timestep 0, ControlNet",
         build=partial(qwen_image, references=2, method="index_timestep_zero", control=True),
-        fast=True,
     ),
-    Case(name="Z-Image: padding to 8", build=partial(lumina, padding=8), fast=True),
+    Case(name="Z-Image: padding to 8", build=partial(lumina, padding=8)),
     Case(name="Z-Image: references", build=partial(lumina, padding=8, references=2)),
     Case(name="Lumina 2: 4 heads, 2 key heads", build=partial(lumina, heads=4, key_heads=2)),
-    Case(name="HiDream: 35 + 25 tokens", build=hidream, fast=True),
+    Case(name="HiDream: 35 + 25 tokens", build=hidream),
     Case(name="SD3: 35 + 7 tokens", build=sd3),
-    Case(name="SD3: two attentions, ControlNet", build=partial(sd3, dual=True, control=True), fast=True),
+    Case(name="SD3: two attentions, ControlNet", build=partial(sd3, dual=True, control=True)),
     Case(name="SD3: 2 text tokens", build=partial(sd3, text=2)),
 )

@@ -17,6 +17,7 @@ def wan(
     picture: bool = False,
     per_frame: bool = False,
     vace: bool = False,
+    camera: bool = False,
     references: int = 0,
     patch: bool = False,
 ) -> Built:
@@ -35,6 +36,8 @@ def wan(
     models = host("comfy.ldm.wan.model")
     if vace:
         model = models.VaceWanModel(**sizes, vace_layers=2, vace_in_dim=6, **options())
+    elif camera:
+        model = models.CameraWanModel(model_type="camera_2.2", **sizes, **options())
     else:
         model = models.WanModel(model_type="i2v" if picture else "t2v", **sizes, **options())
     arguments: dict[str, Any] = {
@@ -51,6 +54,8 @@ def wan(
         arguments["context_latents"] = [normal(1, 4, 1, 8, 6, seed=9 + index) for index in range(references)]
     if vace:
         arguments |= {"vace_context": normal(1, 1, 6, frames, 10, 6), "vace_strength": [0.8]}
+    if camera:
+        arguments["camera_conditions"] = normal(1, 24, frames, 80, 48)
     if patch:
         arguments["transformer_options"] = {"patches": {"double_block": [_mix_tokens]}}
     return seeded(model), arguments
@@ -97,7 +102,7 @@ def hunyuan_video(
         "guidance": torch.full((1,), 6000.0),
     }
     if mask:
-        arguments["attention_mask"] = (torch.arange(7) < 5).long()[None]
+        arguments["attention_mask"] = _text_mask()
     if guiding_frame:
         arguments["guiding_frame_index"] = torch.zeros(1)
     if reference:
@@ -134,19 +139,32 @@ def ltxv(
         "x": normal(1, 8, frames, 5, 3),
         "timestep": uniform(1, frames * 15, seed=4) if per_token or guide else torch.full((1,), 0.6),
         "context": normal(1, 7, 20),
-        "attention_mask": (torch.arange(7) < 5).long()[None] if mask else None,
+        "attention_mask": _text_mask() if mask else None,
         "frame_rate": 25,
     }
     if guide:
-        arguments["keyframe_idxs"] = 4 * uniform(1, 3, 15, 2, seed=5)
-        arguments["denoise_mask"] = torch.ones(1, 1, frames, 5, 3)
-        arguments["guide_attention_entries"] = [
-            {"pre_filter_count": 15, "strength": 0.4, "pixel_mask": None, "latent_shape": None}
-        ]
+        arguments |= _guide(frames)
     return seeded(model), arguments
 
 
-def ltxav(*, heads: int = 3, frames: int = 3, audio: int = 11, per_frame: bool = True) -> Built:
+def _text_mask() -> torch.Tensor:
+    """The last two of seven text tokens are hidden."""
+    return (torch.arange(7) < 5).long()[None]
+
+
+def _guide(frames: int) -> dict[str, Any]:
+    """The last frame is a guide of strength 0.4."""
+    entry = {"pre_filter_count": 15, "strength": 0.4, "pixel_mask": None, "latent_shape": None}
+    return {
+        "keyframe_idxs": 4 * uniform(1, 3, 15, 2, seed=5),
+        "denoise_mask": torch.ones(1, 1, frames, 5, 3),
+        "guide_attention_entries": [entry],
+    }
+
+
+def ltxav(
+    *, heads: int = 3, frames: int = 3, audio: int = 11, per_frame: bool = True, guide: bool = False, mask: bool = False
+) -> Built:
     """LTX-2, video of 15 tokens a frame with `audio` tokens of sound; timesteps compressed to one row a frame."""
     model = host("comfy.ldm.lightricks.av_model").LTXAVModel(
         in_channels=8,
@@ -172,15 +190,21 @@ def ltxav(*, heads: int = 3, frames: int = 3, audio: int = 11, per_frame: bool =
         timestep = (video, torch.full((1, audio), 0.6))
     else:
         timestep = (torch.full((1,), 0.6), torch.full((1,), 0.6))
-    return seeded(model), {
+    arguments: dict[str, Any] = {
         "x": [normal(1, 8, frames, 5, 3), normal(1, 8, audio, 16)],
         "timestep": timestep,
         "context": normal(1, 7, 40),
+        "attention_mask": _text_mask() if mask else None,
         "frame_rate": 25,
     }
+    if guide:
+        arguments |= _guide(frames)
+    return seeded(model), arguments
 
 
-def cosmos_predict2(*, heads: int = 3, frames: int = 3, per_frame: bool = False) -> Built:
+def cosmos_predict2(
+    *, heads: int = 3, frames: int = 3, per_frame: bool = False, block_positions: bool = False
+) -> Built:
     """Cosmos-Predict2, 15 tokens a frame, hidden states as a grid."""
     model = host("comfy.ldm.cosmos.predict2").MiniTrainDIT(
         max_img_h=32,
@@ -201,7 +225,7 @@ def cosmos_predict2(*, heads: int = 3, frames: int = 3, per_frame: bool = False)
         pos_emb_interpolation="crop",
         use_adaln_lora=True,
         adaln_lora_dim=16,
-        extra_per_block_abs_pos_emb=False,
+        extra_per_block_abs_pos_emb=block_positions,
         **options(),
     )
     return seeded(model), {
@@ -212,25 +236,28 @@ def cosmos_predict2(*, heads: int = 3, frames: int = 3, per_frame: bool = False)
 
 
 CASES = (
-    Case(name="Wan: 45 tokens, 3 heads", build=wan, fast=True),
+    Case(name="Wan: 45 tokens, 3 heads", build=wan),
     Case(name="Wan: 8 heads, 90 tokens", build=partial(wan, heads=8, frames=6)),
     Case(name="Wan: picture to video", build=partial(wan, picture=True)),
-    Case(name="Wan: timestep a frame, 3 frames", build=partial(wan, per_frame=True), fast=True),
+    Case(name="Wan: timestep a frame, 3 frames", build=partial(wan, per_frame=True)),
     Case(name="Wan: timestep a frame, 5 frames", build=partial(wan, per_frame=True, frames=5)),
     Case(name="Wan: references", build=partial(wan, references=2)),
     Case(name="Wan: patch between the blocks", build=partial(wan, patch=True)),
-    Case(name="Wan VACE: 45 tokens", build=partial(wan, vace=True), fast=True),
-    Case(name="HunyuanVideo: text mask", build=partial(hunyuan_video, mask=True), fast=True),
+    Case(name="Wan VACE: 45 tokens", build=partial(wan, vace=True)),
+    Case(name="Wan Camera: 45 tokens", build=partial(wan, camera=True)),
+    Case(name="HunyuanVideo: text mask", build=partial(hunyuan_video, mask=True)),
     Case(
         name="HunyuanVideo: guiding frame, ControlNet", build=partial(hunyuan_video, guiding_frame=True, control=True)
     ),
     Case(name="HunyuanVideo: reference", build=partial(hunyuan_video, reference=True)),
     Case(name="LTXV: timestep a token, text mask", build=partial(ltxv, per_token=True, mask=True)),
-    Case(name="LTXV: guide mask", build=partial(ltxv, guide=True, frames=4), fast=True),
+    Case(name="LTXV: guide mask", build=partial(ltxv, guide=True, frames=4)),
     Case(name="LTXV: cross modulation", build=partial(ltxv, cross_modulation=True, heads=4)),
-    Case(name="LTXAV: timestep a frame, 3 frames", build=ltxav, fast=True),
+    Case(name="LTXAV: timestep a frame, 3 frames", build=ltxav),
     Case(name="LTXAV: timestep a frame, 5 frames", build=partial(ltxav, frames=5, heads=4)),
+    Case(name="LTXAV: guide mask, text mask", build=partial(ltxav, frames=4, guide=True, mask=True)),
     Case(name="LTXAV: one timestep", build=partial(ltxav, per_frame=False)),
-    Case(name="Cosmos-Predict2: 3 frames", build=cosmos_predict2, fast=True),
+    Case(name="Cosmos-Predict2: 3 frames", build=cosmos_predict2),
     Case(name="Cosmos-Predict2: timestep a frame, 5 frames", build=partial(cosmos_predict2, frames=5, per_frame=True)),
+    Case(name="Cosmos-Predict2: positions a block", build=partial(cosmos_predict2, block_positions=True)),
 )

@@ -196,21 +196,21 @@ def sd3(*, heads: int = 3, text: int = 7, dual: bool = False, control: bool = Fa
 
 
 CASES = (
-    Case(name="flux: 35 + 7 tokens, 3 heads", build=flux, fast=True),
+    Case(name="flux: 35 + 7 tokens, 3 heads", build=flux),
     Case(name="flux: batch 2, 2 text tokens", build=partial(flux, batch=2, text=2)),
     Case(name="flux: Kontext reference", build=partial(flux, reference=12)),
     Case(name="flux: ControlNet", build=partial(flux, control=True)),
-    Case(name="wan: 45 tokens, 3 heads", build=wan, fast=True),
+    Case(name="wan: 45 tokens, 3 heads", build=wan),
     Case(name="wan: 4 heads, 75 tokens", build=partial(wan, heads=4, frames=5)),
     Case(name="wan: timestep a token", build=partial(wan, per_token=True)),
     Case(name="wan: picture to video", build=partial(wan, picture=True)),
-    Case(name="ltx: text mask, timestep a token", build=partial(ltx, per_token=True, mask=True), fast=True),
+    Case(name="ltx: text mask, timestep a token", build=partial(ltx, per_token=True, mask=True)),
     Case(name="ltx: 2 heads", build=partial(ltx, heads=2)),
-    Case(name="qwen_image: text mask", build=partial(qwen_image, mask=True), fast=True),
+    Case(name="qwen_image: text mask", build=partial(qwen_image, mask=True)),
     Case(name="qwen_image: reference, ControlNet", build=partial(qwen_image, edit=True, control=True)),
-    Case(name="hunyuan_video: text mask", build=partial(hunyuan_video, mask=True), fast=True),
+    Case(name="hunyuan_video: text mask", build=partial(hunyuan_video, mask=True)),
     Case(name="hunyuan_video: token replace", build=partial(hunyuan_video, token_replace=True)),
     Case(name="sd3: 35 + 7 tokens", build=sd3),
-    Case(name="sd3: two attentions", build=partial(sd3, dual=True), fast=True),
+    Case(name="sd3: two attentions", build=partial(sd3, dual=True)),
     Case(name="sd3: ControlNet", build=partial(sd3, control=True)),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,12 +22,10 @@ class Case:
     Attributes:
         name: what is special about it, after the architecture ("wan: 45 tokens, 3 heads").
         build: makes model and arguments, the same ones each time.
-        fast: part of the fast suite; the others run with `slow`.
     """
 
     name: str
     build: Callable[[], Built]
-    fast: bool = field(default=False)
 
     @property
     def architecture(self) -> str:
@@ -94,3 +92,11 @@ def flat(result: Any) -> Tensor:
 def difference(result: Tensor, reference: Tensor) -> float:
     """Largest difference, relative to the largest value of the reference."""
     return ((result - reference).abs().max() / reference.abs().max()).item()
+
+
+def first_of_each(cases: Iterable[Case]) -> list[Case]:
+    """The first case of every architecture."""
+    chosen: dict[str, Case] = {}
+    for case in cases:
+        chosen.setdefault(case.architecture, case)
+    return list(chosen.values())

@@ -100,23 +100,19 @@ def run_rule(forward: Forward, mesh: Mesh, kernels: Mapping[str, MaskKernel], ca
 
 
 def _fitting(where: str, rule: Attn, layout: Layout, caught: Caught) -> Attn:
-    """The one of a module's rules that fits the lengths of queries and keys."""
+    """The one of a module's rules that fits the numbers of queries and keys."""
     rules = [rule]
     while rules[-1].other is not None:
         rules.append(rules[-1].other)
-    sides = (("queries", "q", caught.q.shape[1]), ("keys", "kv", caught.k.shape[1]))
-    for name, side, tokens in sides if len(rules) == 1 else ():
-        streams = getattr(rule, side)
-        if streams and tokens != layout.size(streams):
-            raise PlanError(
-                f"{where}: {tokens} {name}, but this rank holds {layout.size(streams)} tokens of "
-                f"{', '.join(streams)}; the rule {rule} does not fit"
-            )
-    fits = [r for r in rules if all(not getattr(r, s) or n == layout.size(getattr(r, s)) for _, s, n in sides)]
+    queries, keys = caught.q.shape[1], caught.k.shape[1]
+    held = {rule: (layout.size(rule.q), layout.size(rule.kv)) for rule in rules}
+    fits = [r for r, (q, kv) in held.items() if (not r.q or q == queries) and (not r.kv or kv == keys)]
     if len(fits) != 1:
-        raise PlanError(
-            f"{where}: {sides[0][2]} queries and {sides[1][2]} keys fit {len(fits)} of {rules}; exactly one must fit"
+        told = "; ".join(
+            f"{', '.join(r.q) or 'whole'} over {', '.join(r.kv) or 'whole'} ({q} over {kv} here)"
+            for r, (q, kv) in held.items()
         )
+        raise PlanError(f"{where}: {queries} queries over {keys} keys, but its rule is {told}: it does not fit")
     return fits[0]
 
 

@@ -157,7 +157,7 @@ HIDREAM = Plan(
     ]
 )
 
-# The host passes context and x by position through (*args, **kwargs).
+# The host passes context and x by position through (*args, **kwargs). Blocks of 3.5 medium attend a second time.
 SD3 = Plan(
     regions=[
         Region(
@@ -165,7 +165,7 @@ SD3 = Plan(
             args={"*args": (TEXT, IMAGE)},
             whole=("c", "use_checkpoint"),
             out=(TEXT, IMAGE),
-            attn={"": JOINT_ATTENTION},
+            attn={"": Attn(JOINT, JOINT, other=Attn("img", "img"))},
         )
     ],
     control=(Control(key="output", blocks="joint_blocks", stream="img", out=1),),

@@ -21,7 +21,8 @@ FLUX = Plan(
             out=(TEXT, IMAGE),
             attn={"attn": Attn(("txt", "img"), ("txt", "img"))},
         )
-    ]
+    ],
+    inputs={"controlnet_block_samples": IMAGE, "controlnet_single_block_samples": IMAGE},
 )
 
 WAN = Plan(
@@ -58,7 +59,8 @@ QWEN_IMAGE = Plan(
             out=(TEXT, IMAGE),
             attn={"attn": Attn(("txt", "img"), ("txt", "img"))},
         )
-    ]
+    ],
+    inputs={"controlnet_block_samples": IMAGE},
 )
 
 # The double blocks call the rotary embedding freqs_cis, the single ones image_rotary_emb. Models without the
@@ -85,5 +87,6 @@ SD3 = Plan(
             out=(TEXT, IMAGE),
             attn={"attn": Attn(("img", "txt"), ("img", "txt")), "attn2": Attn("img", "img")},
         )
-    ]
+    ],
+    inputs={"block_controlnet_hidden_states": IMAGE},
 )
