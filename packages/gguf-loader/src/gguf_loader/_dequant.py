@@ -26,7 +26,7 @@ SCALE_WEIGHTS = 1 << 21
 
 DEVICE_WEIGHTS = 1 << 24
 """Weights that any other device unpacks at a time, scales and all: there a small operation costs as much as one on
-millions of weights."""
+millions of weights. At 9 bytes a weight that is 144 MiB."""
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
@@ -74,7 +74,8 @@ def dequantize(
         dtype: dtype of the result.
         out: contiguous tensor of that shape and dtype, on the device of `data`, to write to.
         scratch: working memory to reuse; fresh for this call when not given. On the CPU it grows to 7 MiB a thread, on
-            another device to 9 bytes a weight, 144 MiB for large tensors; Triton needs none.
+            another device to 80 MiB (5 bytes a weight for smaller tensors), where a call takes up to 64 MiB more for
+            its time; Triton needs none.
         backend: `auto`, `eager` (torch operations, on any device) or `triton`.
 
     Returns:
@@ -155,7 +156,8 @@ def _run(kernel: Kernel, blocks: Tensor, block_size: int, out: Tensor, pool: Scr
         for start in range(0, some.shape[0], per_chunk):
             chunk = some[start : start + per_chunk]
             target = out[(first + start) * block_size :][: chunk.shape[0] * block_size]
-            direct = out.dtype == torch.float32
+            # A CPU rounds a whole chunk faster than one number after the other; elsewhere it costs another pass.
+            direct = out.dtype == torch.float32 or not on_cpu
             weights = target if direct else lanes.take("weights", (target.shape[0],), torch.float32)
             weights = weights.view(-1, block_size)
             kernel.weights(chunk, weights, lanes, *(table[start : start + per_chunk] for table in scales))

@@ -14,7 +14,7 @@ Scales: TypeAlias = Callable[[Tensor, Lanes], tuple[Tensor, ...]]
 """(blocks, lanes) -> scale tables: float32, first dimension a multiple of the blocks."""
 
 Weights: TypeAlias = Callable[..., None]
-"""(blocks, weights, lanes, *scale tables of those blocks): writes the float32 weights."""
+"""(blocks, weights, lanes, *scale tables of those blocks): writes the weights, computed in float32 and rounded once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Kernel:
 
     Attributes:
         scales: makes the tables of (blocks, type_size) uint8 blocks.
-        weights: writes (blocks, block_size) float32 weights with the tables of those blocks.
+        weights: writes (blocks, block_size) weights, float32 on the CPU, with the tables of those blocks.
     """
 
     scales: Scales

@@ -1,7 +1,7 @@
 """Dequantisation of the plain block types: one scale, perhaps one minimum, and quants of 1 to 8 bits.
 
 Layouts: ggml `ggml-common.h` (block_q4_0 and so on). `b` is (blocks, type_size) uint8, `w` receives (blocks,
-block_size) float32. Products of a float16 scale and a small integer are exact in float32, so the order of the
+block_size) weights. Products of a float16 scale and a small integer are exact in float32, so the order of the
 operations is free; only adding a minimum rounds.
 """
 
@@ -23,7 +23,7 @@ def _scale(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 
 def _scale_and_minimum(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
-    return lanes.halves("scale", b[:, :2]), lanes.halves("minimum", b[:, 2:4])
+    return lanes.halves("scale", b[:, :2]), lanes.halves("minimum", b[:, 2:4]).neg_()
 
 
 def _nibbles(lanes: Lanes, packed: Tensor) -> Tensor:
@@ -58,8 +58,7 @@ def _q4_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
 
 
 def _q4_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
-    scaled(w, unsigned(_nibbles(lanes, b[:, 4:])), scale)
-    w.add_(minimum)
+    scaled(w, unsigned(_nibbles(lanes, b[:, 4:])), scale, minimum)
 
 
 def _q5_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
@@ -69,8 +68,7 @@ def _q5_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
 
 def _q5_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
     q = _nibbles(lanes, b[:, 8:]).bitwise_or_(_spread(lanes, b[:, 4:8], 1, 16))
-    scaled(w, unsigned(q), scale)
-    w.add_(minimum)
+    scaled(w, unsigned(q), scale, minimum)
 
 
 def _q8_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:

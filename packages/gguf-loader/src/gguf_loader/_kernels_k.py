@@ -1,7 +1,7 @@
 """Dequantisation of the K types: super-blocks of 256 weights, whose groups of 16 or 32 have scales of their own.
 
 Layouts: ggml `ggml-common.h` (block_q2_K and so on). `b` is (blocks, type_size) uint8, `w` receives (blocks, 256)
-float32. Scale tables hold one float32 a group; the product of a group's scale and a quant is exact in float32.
+weights. Scale tables hold one float32 a group; the product of a group's scale and a quant is exact in float32.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ def _pair_planes(lanes: Lanes, packed: Tensor) -> list[Tensor]:
 
 
 def _q2_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
-    scaled(w, unsigned(lanes.interleave("q", _pair_planes(lanes, b[:, 16:80]), 32)), scale)
-    w.view(-1, 16).sub_(minimum.view(-1, 1))
+    scaled(w, unsigned(lanes.interleave("q", _pair_planes(lanes, b[:, 16:80]), 32)), scale, minimum)
 
 
 def _q3_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -74,8 +73,7 @@ def _q4_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 def _q4_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
     x = lanes.gather_lanes("x", b[:, 16:])
     planes = lanes.bits("plane0", x, 0, LOW_NIBBLES), lanes.bits("plane1", x, 4, LOW_NIBBLES)
-    scaled(w, unsigned(lanes.interleave("q", planes, 32)), scale)
-    w.view(-1, 32).sub_(minimum.view(-1, 1))
+    scaled(w, unsigned(lanes.interleave("q", planes, 32)), scale, minimum)
 
 
 def _q5_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
@@ -86,8 +84,7 @@ def _q5_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) ->
     low, high = lanes.bits("plane0", x, 0, LOW_NIBBLES), lanes.bits("plane1", x, 4, LOW_NIBBLES)
     low.bitwise_or_(lanes.bits("bit", fifth, -4, 16 * LOW_BITS))
     high.bitwise_or_(lanes.bits("bit", fifth, -3, 16 * LOW_BITS))
-    scaled(w, unsigned(lanes.interleave("q", (low, high), 32)), scale)
-    w.view(-1, 32).sub_(minimum.view(-1, 1))
+    scaled(w, unsigned(lanes.interleave("q", (low, high), 32)), scale, minimum)
 
 
 def _q6_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:

@@ -119,21 +119,26 @@ class Lanes:
         return self.take(name, (index.numel() * table.dtype.itemsize // 8,), torch.int64)
 
 
-def scaled(weights: Tensor, quants: Tensor, scale: Tensor) -> None:
-    """`weights = quants * scale`.
+def scaled(weights: Tensor, quants: Tensor, scale: Tensor, minimum: Tensor | None = None) -> None:
+    """`weights = quants * scale - minimum`, rounded to the dtype of the weights at the end.
 
     Args:
-        weights: contiguous float32 result.
+        weights: contiguous result, float32 on the CPU.
         quants: one for each weight, in their order.
         scale: contiguous; one factor for each of its equal shares of the weights.
+        minimum: as many, or None for nothing.
     """
     runs = weights.view(scale.numel(), -1)
     quants, scale = quants.view(runs.shape), scale.view(-1, 1)
     if weights.device.type == "cpu":
         # Twice as fast as a product of two types, which a CPU does number by number.
         runs.copy_(quants).mul_(scale)
-    else:
+        if minimum is not None:
+            runs.sub_(minimum.view(-1, 1))
+    elif minimum is None:
         torch.mul(quants, scale, out=runs)
+    else:
+        torch.sub(quants * scale, minimum.view(-1, 1), out=runs)
 
 
 def unsigned(lanes: Tensor) -> Tensor:

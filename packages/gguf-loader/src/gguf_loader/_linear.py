@@ -86,13 +86,13 @@ class Tiling:
         for first in range(0, self.rows, self.tile_rows):
             last = min(first + self.tile_rows, self.rows)
             some = blocks[self.kind.size_bytes(first * self.columns) : self.kind.size_bytes(last * self.columns)]
-            tile = scratch.scratch().take("tile", (last - first, self.columns), self.dtype, blocks.device)
-            yield (
-                slice(first, last),
-                dequantize(
-                    some, self.kind, tile.shape, dtype=self.dtype, out=tile, scratch=scratch, backend=self.backend
-                ),
-            )
+            yield slice(first, last), self.dense(some, last - first, scratch)
+
+    def dense(self, blocks: Tensor, rows: int, scratch: ScratchPool) -> Tensor:
+        """So many rows, dense, valid until the next call."""
+        shape = (rows, self.columns)
+        tile = scratch.scratch().take("tile", shape, self.dtype, blocks.device)
+        return dequantize(blocks, self.kind, shape, dtype=self.dtype, out=tile, scratch=scratch, backend=self.backend)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -106,7 +106,7 @@ def tiling_of(
 def linear_by_tiles(x: Tensor, blocks: Tensor, bias: Tensor | None, tiling: Tiling, scratch: ScratchPool) -> Tensor:
     """`x @ weight.T + bias` in the dtype of the tiling, back in the dtype of `x`; where no gradient is asked for."""
     if tiling.tile_rows >= tiling.rows:
-        ((_, weight),) = tiling.tiles(blocks, scratch)
+        weight = tiling.dense(blocks, tiling.rows, scratch)
         bias = None if bias is None else bias.to(tiling.dtype)
         return torch.nn.functional.linear(x.to(tiling.dtype), weight, bias).to(x.dtype)
     flat = x.reshape(-1, tiling.columns).to(tiling.dtype)
