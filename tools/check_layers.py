@@ -33,7 +33,11 @@ ARROWS: dict[str, frozenset[str]] = {
 }
 """Member -> the siblings it may import; rule 2 asks besides that its pyproject.toml declares them."""
 
-CUDA_FILES: tuple[str, ...] = ("device_placement/_cuda.py", "gguf_loader/_triton*.py")
+CUDA_FILES: tuple[str, ...] = (
+    "device_placement/_cuda.py",
+    "gguf_loader/_triton*.py",
+    "ray_parallel/workers/_cuda.py",
+)
 HOST_MODULES = frozenset(
     {
         "comfy",

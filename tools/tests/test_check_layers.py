@@ -154,11 +154,22 @@ def test_torch_cuda_lives_in_the_adapter_alone(tmp_path: Path, text: str) -> Non
     assert all("torch.cuda" in offence.reason for offence in offences)
 
 
-def test_triton_files_may_name_torch_cuda(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("package", "adapter", "other"),
+    [
+        ("gguf-loader", "gguf_loader/_triton_kernels.py", "gguf_loader/_dequant.py"),
+        ("ray-parallel", "ray_parallel/workers/_cuda.py", "ray_parallel/sequence/_cuda.py"),
+    ],
+)
+def test_the_adapters_of_other_packages_may_name_torch_cuda(
+    tmp_path: Path, package: str, adapter: str, other: str
+) -> None:
     text = "import torch\ntorch.cuda.synchronize()"
-    files = {"src/gguf_loader/_triton_kernels.py": text, "src/gguf_loader/_dequant.py": text}
-    write_member(tmp_path, "gguf-loader", dependencies='"torch"', files=files)
-    assert [offence.path.name for offence in check_layers.check(tmp_path)[1]] == ["_dequant.py"]
+    files = {f"src/{adapter}": text, f"src/{other}": text}
+    write_member(tmp_path, package, dependencies='"torch"', files=files)
+    assert [str(offence.path.relative_to(tmp_path)) for offence in check_layers.check(tmp_path)[1]] == [
+        f"packages/{package}/src/{other}"
+    ]
 
 
 @pytest.mark.parametrize(
