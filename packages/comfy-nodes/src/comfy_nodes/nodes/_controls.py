@@ -37,11 +37,11 @@ class Context:
 
     Attributes:
         devices: names of the devices of this machine, accelerators first.
-        compute_device: where the model computes, which is never its own donor; None when it is not known.
+        compute_device: where the model computes, which is never its own donor; the first device unless said.
     """
 
     devices: Sequence[str]
-    compute_device: str | None
+    compute_device: str
 
 
 def _text(name: str, value: Any, context: Context) -> str:
@@ -78,7 +78,7 @@ def _other_memory(name: str, value: Any, context: Context) -> tuple[str, ...]:
     return (*(other_accelerators(context.devices, context.compute_device) if wanted else ()), "cpu")
 
 
-def other_accelerators(devices: Sequence[str], compute_device: str | None) -> list[str]:
+def other_accelerators(devices: Sequence[str], compute_device: str) -> list[str]:
     """The accelerators that do not compute, in order.
 
     >>> other_accelerators(["cuda:0", "cuda:1", "cpu"], "cuda:0")
@@ -129,7 +129,7 @@ def read_controls(inputs: Mapping[str, Any], devices: Sequence[str]) -> Controls
     Controls(compute_device='cuda:0', virtual_ram_gb=4.0, donors=('cuda:1', 'cpu'), expert='', eject_models=None)
     """
     found: dict[str, tuple[str, Any]] = {}
-    context = Context(devices=devices, compute_device=None)
+    context = Context(devices=devices, compute_device=devices[0])
     for name in _READERS:  # those of the compute device first, which is never its own donor
         value = inputs.get(name)
         if value is None:

@@ -64,7 +64,7 @@ def _rewrite_node(node: Any, rows: Mapping[str, NodeRow], devices: Sequence[str]
 def _is_older(row: NodeRow, inputs: Mapping[str, Any]) -> bool:
     names = set(row.input_names)
     return isinstance(inputs.get("donor_device"), bool) or any(
-        name in FIELD_OF and name not in names for name in inputs
+        (name in FIELD_OF or name in IGNORED) and name not in names for name in inputs
     )
 
 
@@ -91,8 +91,10 @@ def _declare(row: NodeRow, controls: Controls, devices: Sequence[str]) -> dict[s
     for field in ("compute_device", "virtual_ram_gb", "donors", "eject_models"):
         name = _declared(row, field)
         value = getattr(controls, field)
-        if value is None or (name is None and field == "eject_models"):
+        if value is None:
             continue
+        if field == "eject_models":
+            name = name or field  # a node without the switch heeds it all the same
         if field == "donors":
             value = _one_donor(name, controls, devices)
             expert = expert or ("" if value is not None else _wire(row, controls, devices))
@@ -108,7 +110,7 @@ def _one_donor(name: str | None, controls: Controls, devices: Sequence[str]) -> 
         return donors[0] if len(donors) == 1 else None
     if donors == ("cpu",):
         return False
-    return True if donors == (*other_accelerators(devices, controls.compute_device), "cpu") else None
+    return True if donors == (*other_accelerators(devices, controls.compute_device or devices[0]), "cpu") else None
 
 
 def _wire(row: NodeRow, controls: Controls, devices: Sequence[str]) -> str:

@@ -6,17 +6,20 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import alloc_spec
 from comfy_nodes import host
-from comfy_nodes.host import DeviceInfo, PlacementReport, PlacementRequest, _app, _folders
+from comfy_nodes.host import PlacementReport, PlacementRequest, _app, _folders
 from comfy_nodes.nodes._asked import placement
 from comfy_nodes.nodes._controls import read_controls
 from comfy_nodes.nodes._output import node_output
 from comfy_nodes.nodes._picture import picture
 from comfy_nodes.nodes._singles import ALL_DEVICES, DOCTOR, PLAN, RELEASE
 from device_placement import Finding, PlacementPlan, diagnose
+
+if TYPE_CHECKING:
+    from comfy_nodes.host import DeviceInfo
 
 _log = logging.getLogger(__name__)
 
