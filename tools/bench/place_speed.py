@@ -7,8 +7,8 @@ then clone every tensor one after the other (dropping each clone as the next is 
 the model with every block on a donor of the emulated backend, which allocates memory of its own and copies into it.
 Peak memory is what the process's high-water mark rose by, in units of the model; place() should need two blocks of it,
 since what a block held is given back as soon as its bytes are in their new home, and the two slots of the engine are
-two more. The first place() of a process also imports what keeps its hooks out of torch.compile; the last line says how
-long that took, and the table is without it.
+two more. What a process does once (imports, threads) is done on a tiny model before; the last line says how long that
+first place() took, and the table is without it.
 """
 
 from __future__ import annotations
