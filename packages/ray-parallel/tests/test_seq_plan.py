@@ -37,6 +37,7 @@ others = st.one_of(
 )
 specs = st.recursive(lengths | others, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
 sides = st.just(()) | streams
+rules = st.builds(Attn, sides, sides) | st.builds(Attn, sides, sides, st.builds(Attn, sides, sides))
 
 
 @st.composite
@@ -48,7 +49,7 @@ def regions(draw: st.DrawFn, number: int = 0) -> Region:
         args={"x": draw(lengths)} | draw(st.dictionaries(st.sampled_from("abc"), specs, max_size=3)),
         whole=draw(st.sets(st.sampled_from("def"))),
         out=draw(lengths) if single else tuple(draw(st.lists(lengths | st.none(), max_size=3))),
-        attn=draw(st.dictionaries(st.sampled_from(["", "attn", "a.b"]), st.builds(Attn, sides, sides))),
+        attn=draw(st.dictionaries(st.sampled_from(["", "attn", "a.b"]), rules)),
         exit=draw(st.sampled_from(ways_out)),
         scope=draw(st.sampled_from(["list", "block"])),
     )
@@ -61,6 +62,7 @@ plans = st.builds(
         st.builds(Control, key=names, blocks=names, stream=names, out=st.none() | st.just(1), after=sides)
     ),
     patches=st.dictionaries(names, st.dictionaries(names, specs, max_size=2), max_size=2),
+    inputs=st.dictionaries(names, st.builds(Seq, streams), max_size=2),
 )
 
 

@@ -130,13 +130,11 @@ class GroupComm:
         if self.size == 1:
             return [flat]
         send = _wire(flat.contiguous())
+        out = [send if rank == self.rank else send.new_empty(size) for rank, size in enumerate(sizes)]
         if len(set(sizes)) == 1:
-            whole = send.new_empty(sum(sizes))
             with _told("all_gather"):
-                dist.all_gather_into_tensor(whole, send, group=self.group)
-            out = list(torch.split(whole, list(sizes)))
+                dist.all_gather(out, send, group=self.group)
         else:
-            out = [send if rank == self.rank else send.new_empty(size) for rank, size in enumerate(sizes)]
             others = [rank for rank in range(self.size) if rank != self.rank]
             operations = [self._send(send, peer) for peer in others if send.numel()]
             operations += [self._receive(out[peer], peer) for peer in others if sizes[peer]]
@@ -160,10 +158,10 @@ class GroupComm:
     def agree(self, message: bytes) -> list[bytes]:
         """See `Comm.agree`."""
         mine = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(self.device)
-        whole = mine.new_empty(self.size * len(message))
+        received = [torch.empty_like(mine) for _ in range(self.size)]
         with _told("agree"):
-            dist.all_gather_into_tensor(whole, mine, group=self.group)
-        return [bytes(part.tolist()) for part in torch.split(whole, len(message))]
+            dist.all_gather(received, mine, group=self.group)
+        return [bytes(part.tolist()) for part in received]
 
     def split(self, groups: Sequence[Sequence[int]]) -> GroupComm:
         """See `Comm.split`."""
