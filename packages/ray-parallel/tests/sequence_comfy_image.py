@@ -176,6 +176,7 @@ def lumina(*, heads: int = 3, key_heads: int | None = None, padding: int | None 
         "timesteps": torch.full((1,), 0.6),
         "context": normal(1, 7, 20),
         "num_tokens": 7,
+        "transformer_options": {},
     }
     if references:
         arguments["ref_latents"] = [normal(1, 4, 8, 6, seed=9 + index) for index in range(references)]

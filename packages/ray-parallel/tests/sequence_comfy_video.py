@@ -232,6 +232,7 @@ def cosmos_predict2(
         "x": normal(1, 4, frames, 6, 10),
         "timesteps": uniform(1, frames, seed=4) if per_frame else torch.full((1,), 0.6),
         "context": normal(1, 7, 20),
+        "transformer_options": {},
     }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+torch.set_num_threads(1)  # ranks are threads or processes here; more threads inside each would fight for the cores
+
 Built = tuple[nn.Module, dict[str, Any]]
 """A model and the keyword arguments of one forward."""
 

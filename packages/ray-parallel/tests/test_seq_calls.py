@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ JOINT = ("txt", "img")
 
 def attend(q: Tensor, k: Tensor) -> Tensor:
     """Two heads over [B, S, 8]."""
-    heads = [t.unflatten(-1, (2, -1)).transpose(1, 2) for t in (q, k, k)]
-    return functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    queries, keys = (t.view(*t.shape[:2], 2, -1).transpose(1, 2) for t in (q, k))
+    return functional.scaled_dot_product_attention(queries, keys, keys).transpose(1, 2).flatten(2)
 
 
 class TwiceBlock(nn.Module):
@@ -92,21 +93,22 @@ def test_residuals_that_the_plan_does_not_know_raise() -> None:
 
 
 def test_a_second_attention_without_a_rule_of_its_own_raises() -> None:
-    region = Region(blocks="blocks", args=REGION.args, whole="gain", out=REGION.out, attn={"": Attn(JOINT, JOINT)})
+    region = replace(REGION, attn={"": Attn(JOINT, JOINT)})
     inputs = {"txt": random(1, 5, 8), "img": random(1, 11, 8)}
     with pytest.raises(PlanError, match=r"6 queries over 6 keys, but its rule is txt, img over txt, img \(9 over 9"):
         run(Plan(regions=[region]), 2, inputs)
 
 
 def test_rules_that_both_fit_raise() -> None:
-    region = Region(
-        blocks="blocks",
-        args=REGION.args,
-        whole="gain",
-        out=REGION.out,
-        attn={"": Attn(JOINT, JOINT, other=Attn(JOINT[::-1], JOINT[::-1], other=Attn("img", "img")))},
-    )
+    backwards = Attn(JOINT[::-1], JOINT[::-1], other=Attn("img", "img"))
+    region = replace(REGION, attn={"": Attn(JOINT, JOINT, other=backwards)})
     with pytest.raises(PlanError, match="it does not fit"):
+        run(Plan(regions=[region]), 2, {"txt": random(1, 5, 8), "img": random(1, 11, 8)})
+
+
+def test_a_rule_over_a_stream_without_a_length_raises() -> None:
+    region = replace(REGION, attn={"": Attn(JOINT, JOINT, other=Attn("video", "video"))})
+    with pytest.raises(PlanError, match="how long stream 'video' is"):
         run(Plan(regions=[region]), 2, {"txt": random(1, 5, 8), "img": random(1, 11, 8)})
 
 
@@ -128,6 +130,6 @@ def test_values_with_their_heads_apart_are_understood() -> None:
     def look(caught: Any) -> None:
         seen.extend((caught.q.shape, caught.k.shape, caught.v.shape))
 
-    called = override(look, None)(lambda *args, **options: "plain", q, k, v.unflatten(-1, (2, 4)), 2)
+    called = override(look, None)(lambda *args, **options: "plain", q, k, v.view(1, 5, 2, 4), 2)
     assert called == "plain"
     assert seen == [torch.Size((1, 5, 2, 4))] * 3

@@ -49,6 +49,22 @@ class UnknownModelError(PlanError):
         )
 
 
+class RefusedModelError(UnknownModelError):
+    """A model is known, and so is the reason why its tokens cannot be cut.
+
+    Attributes:
+        model: qualified name of the class.
+        reason: what it does with its tokens.
+    """
+
+    def __init__(self, model: str, reason: str) -> None:
+        self.model = model
+        self.reason = reason
+        PlanError.__init__(
+            self, f"{model} is not run in parallel: {reason}. Split by CFG or by data, which need no plan"
+        )
+
+
 class ChangedModelError(PlanError):
     """The blocks of a known model no longer take the arguments that its plan was written for.
 

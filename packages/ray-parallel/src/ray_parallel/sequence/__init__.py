@@ -11,6 +11,7 @@ from ray_parallel._errors import (
     ParallelError,
     PlanError,
     PreflightError,
+    RefusedModelError,
     UncutAttentionError,
     UnknownModelError,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "PlanError",
     "PreflightError",
     "Ranges",
+    "RefusedModelError",
     "Region",
     "Rows",
     "Seq",

@@ -143,6 +143,16 @@ class Attn:
         object.__setattr__(self, "q", _names(self.q))
         object.__setattr__(self, "kv", _names(self.kv))
 
+    def ways(self) -> Iterator[Attn]:
+        """This rule and the other ones of the module."""
+        yield self
+        if self.other is not None:
+            yield from self.other.ways()
+
+    def streams(self) -> set[str]:
+        """Every stream that the module attends over, in any of its ways."""
+        return {name for way in self.ways() for name in (*way.q, *way.kv)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:

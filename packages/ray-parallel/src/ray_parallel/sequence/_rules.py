@@ -101,11 +101,8 @@ def run_rule(forward: Forward, mesh: Mesh, kernels: Mapping[str, MaskKernel], ca
 
 def _fitting(where: str, rule: Attn, layout: Layout, caught: Caught) -> Attn:
     """The one of a module's rules that fits the numbers of queries and keys."""
-    rules = [rule]
-    while rules[-1].other is not None:
-        rules.append(rules[-1].other)
     queries, keys = caught.q.shape[1], caught.k.shape[1]
-    held = {rule: (layout.size(rule.q), layout.size(rule.kv)) for rule in rules}
+    held = {way: (layout.size(way.q), layout.size(way.kv)) for way in rule.ways()}
     fits = [r for r, (q, kv) in held.items() if (not r.q or q == queries) and (not r.kv or kv == keys)]
     if len(fits) != 1:
         told = "; ".join(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray_parallel.sequence._comm import Comm
 from ray_parallel.sequence._compressed import cut_compressed
 from ray_parallel.sequence._exchange import gather
 from ray_parallel.sequence._layout import Layout
-from ray_parallel.sequence._plan import Compressed, Grid, Leaf, Opaque, Ranges, Region, Rows, Seq, Spec
+from ray_parallel.sequence._plan import Attn, Compressed, Grid, Leaf, Opaque, Ranges, Region, Rows, Seq, Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,20 @@ def layout_of(region: Region, arguments: Mapping[str, Any], *, ranks: int, rank:
     for value, leaf in pairs:
         if isinstance(leaf, Opaque):
             continue
-        missing = [name for name in leaf.streams if name not in lengths]
-        if missing:
-            raise PlanError(f"{leaf}: no argument that was given tells how long stream {missing[0]!r} is")
+        _known(leaf, leaf.streams, lengths)
         frames = _frames(value, leaf)
         tokens = lengths[leaf.streams[0]] if frames else 0
         if frames and ranks <= frames < tokens and tokens % frames == 0:
             units[leaf.streams[0]] = max(units.get(leaf.streams[0], 1), tokens // frames)
+    for rule in region.attn.values():
+        _known(rule, rule.streams(), lengths)
     return Layout.of(lengths, ranks=ranks, rank=rank, units=units, whole=whole)
+
+
+def _known(what: Leaf | Attn, streams: Iterable[str], lengths: Mapping[str, int]) -> None:
+    missing = [name for name in streams if name not in lengths]
+    if missing:
+        raise PlanError(f"{what}: no argument that was given tells how long stream {missing[0]!r} is")
 
 
 def cut(value: Any, spec: Spec, layout: Layout) -> Any:

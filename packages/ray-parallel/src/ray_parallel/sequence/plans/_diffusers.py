@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ray_parallel.sequence._plan import Attn, Plan, Ranges, Region, Rows, Seq, Streams
+from ray_parallel.sequence._registry import Entry
 
 TEXT, IMAGE, VIDEO = Seq("txt"), Seq("img"), Seq("video")
 
@@ -90,3 +91,55 @@ SD3 = Plan(
     ],
     inputs={"block_controlnet_hidden_states": IMAGE},
 )
+
+
+def _known(model: str, plan: Plan, **blocks: str) -> Entry:
+    """A transformer of diffusers, with the parameters of its blocks."""
+    parameters = {name: tuple(listed.split()) for name, listed in blocks.items()}
+    return Entry(model=f"diffusers.models.transformers.{model}", plan=plan, blocks=parameters)
+
+
+_FLUX_BLOCKS = "hidden_states encoder_hidden_states temb image_rotary_emb joint_attention_kwargs"
+_HUNYUAN = "hidden_states encoder_hidden_states temb attention_mask"
+
+DIFFUSERS = (
+    _known(
+        "transformer_flux.FluxTransformer2DModel",
+        FLUX,
+        transformer_blocks=_FLUX_BLOCKS,
+        single_transformer_blocks=_FLUX_BLOCKS,
+    ),
+    _known("transformer_wan.WanTransformer3DModel", WAN, blocks="hidden_states encoder_hidden_states temb rotary_emb"),
+    _known(
+        "transformer_ltx.LTXVideoTransformer3DModel",
+        LTX,
+        transformer_blocks="hidden_states encoder_hidden_states temb image_rotary_emb encoder_attention_mask",
+    ),
+    _known(
+        "transformer_qwenimage.QwenImageTransformer2DModel",
+        QWEN_IMAGE,
+        transformer_blocks="hidden_states encoder_hidden_states encoder_hidden_states_mask temb image_rotary_emb "
+        "joint_attention_kwargs modulate_index",
+    ),
+    _known(
+        "transformer_hunyuan_video.HunyuanVideoTransformer3DModel",
+        HUNYUAN_VIDEO,
+        transformer_blocks=f"{_HUNYUAN} freqs_cis *args **kwargs",
+        single_transformer_blocks=f"{_HUNYUAN} image_rotary_emb *args **kwargs",
+    ),
+    _known(
+        "transformer_hunyuan_video.HunyuanVideoTransformer3DModel",
+        HUNYUAN_VIDEO,
+        transformer_blocks=f"{_HUNYUAN} freqs_cis token_replace_emb num_tokens",
+        single_transformer_blocks=f"{_HUNYUAN} image_rotary_emb token_replace_emb num_tokens",
+    ),
+    _known(
+        "transformer_sd3.SD3Transformer2DModel",
+        SD3,
+        transformer_blocks="hidden_states encoder_hidden_states temb joint_attention_kwargs",
+    ),
+)
+
+DIFFUSERS_REFUSED = {
+    "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel": "its convolutions mix neighbouring tokens",
+}
