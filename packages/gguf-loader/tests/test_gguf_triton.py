@@ -90,7 +90,7 @@ for name, decoder in DECODERS.items():
         source = ASTSource(fn=dequantize_kernel, signature=signature, constexprs=constants)
         binary = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32))
         assert len(binary.asm["cubin"]) > 1000
-        assert binary.metadata.shared == 0
+        assert binary.metadata.shared <= 16 << 10
         assert ".local" not in binary.asm["ptx"], (name, dtype)
     print(name)
 """

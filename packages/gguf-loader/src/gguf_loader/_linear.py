@@ -41,7 +41,9 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
             remedy="the last dimension of the activations must be the number of columns of the weight",
         )
     device_type = x.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # Torch before 2.14 cannot trace the first question, and what is compiled has autocast.
+    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    if has_autocast and torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
     kind, (rows, columns), dtype = weight.ggml_type, weight.shape, config.dequant_dtype or x.dtype
     tile_weights, backend = config.tile_weights_on(x.device), config.backend
