@@ -17,6 +17,10 @@ from aiohttp import web
 from comfy import model_management
 from server import PromptServer
 
+PACKAGES = frozenset(
+    {"alloc_spec", "block_discovery", "comfy_nodes", "device_placement", "gguf_loader", "ray_parallel"}
+)
+
 
 class ProbeConditioning:
     """Seeded conditioning of any width, as a text encoder would give it."""
@@ -63,6 +67,16 @@ def _weights(model: Any) -> dict[str, int]:
     return sizes
 
 
+def _planned(model: Any) -> dict[str, int]:
+    """Bytes of the layers that the pack's plan gives to each donor; empty for a model without a plan."""
+    placement = getattr(model, "_torchspan_placement", None)
+    sizes: dict[str, int] = {}
+    if placement is not None:
+        for name, home in placement.homes.items():
+            sizes[str(home)] = sizes.get(str(home), 0) + sum(_weights(placement.layers[name]).values())
+    return sizes
+
+
 def _loaded(entry: Any) -> dict[str, Any]:
     patcher = entry.model
     return {
@@ -72,6 +86,7 @@ def _loaded(entry: Any) -> dict[str, Any]:
         "model_size": int(patcher.model_size()),
         "loaded_size": int(patcher.loaded_size()),
         "weights": _weights(patcher.model),
+        "planned": _planned(patcher.model),
     }
 
 
@@ -99,19 +114,42 @@ def _resident_bytes() -> int:
 
 async def state(_request: web.Request) -> web.Response:
     """Answer with the state of the process."""
-    gc.collect()
     return web.json_response(
         {
             "resident_bytes": _resident_bytes(),
             "threads": threading.active_count(),
             "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - names alone are wanted
+            "origins": {
+                name: str(getattr(module, "__file__", None))
+                for name, module in list(sys.modules.items())
+                if name in PACKAGES
+            },
             "modules": sorted({name.partition(".")[0] for name in sys.modules}),
             "loaded": [_loaded(entry) for entry in model_management.current_loaded_models if entry.model is not None],
             "simulated": _simulated(),
-            "idle": _idle(),
         }
     )
 
 
+async def idle(_request: web.Request) -> web.Response:
+    """Answer whether the worker waits for a prompt."""
+    return web.json_response(_idle())
+
+
+async def collect(_request: web.Request) -> web.Response:
+    """Collect cycles, as the host does from time to time, so that what is left is really held."""
+    return web.json_response(gc.collect())
+
+
+async def set_capacity(request: web.Request) -> web.Response:
+    """Change how many bytes a simulated device holds."""
+    asked = await request.json()
+    sys.modules["simdev"].set_capacity(asked["device"], asked["bytes"])
+    return web.json_response(asked)
+
+
 PromptServer.instance.routes.get("/torchspan-probe/state")(state)
+PromptServer.instance.routes.get("/torchspan-probe/idle")(idle)
+PromptServer.instance.routes.post("/torchspan-probe/collect")(collect)
+PromptServer.instance.routes.post("/torchspan-probe/capacity")(set_capacity)
 NODE_CLASS_MAPPINGS = {"TorchspanProbeConditioning": ProbeConditioning}

@@ -130,6 +130,22 @@ class Server:
         """Ask for all models to be unloaded and memory to be freed, and wait until it is done."""
         self.post("/free", {"unload_models": True, "free_memory": True})
         self.wait_until_idle()
+        self.post("/torchspan-probe/collect", {})
+
+    def unload(self) -> None:
+        """Ask for all models to leave the devices; what loader nodes made stays."""
+        self.post("/free", {"unload_models": True})
+        self.wait_until_idle()
+
+    @contextmanager
+    def capacity(self, device: int, size_bytes: int) -> Iterator[None]:
+        """Let a simulated device hold so many bytes for a while."""
+        before = self.state()["simulated"]["memory"][f"npu:{device}"]["capacity"]
+        self.post("/torchspan-probe/capacity", {"device": device, "bytes": size_bytes})
+        try:
+            yield
+        finally:
+            self.post("/torchspan-probe/capacity", {"device": device, "bytes": before})
 
     def wait_until_idle(self) -> None:
         """Wait until no prompt runs and no freed memory is still on its way.
@@ -138,7 +154,7 @@ class Server:
             ServerError: that took more than 30 seconds.
         """
         deadline = time.monotonic() + 30
-        while not self.state()["idle"]:
+        while not self.get("/torchspan-probe/idle"):
             if time.monotonic() > deadline:
                 raise ServerError(f"the worker is still busy after 30 s\n{self.log[-4000:]}")
             time.sleep(0.05)
@@ -205,6 +221,7 @@ def running_server(
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     probe: bool = True,
+    python: Path = Path(sys.executable),
 ) -> Iterator[Server]:
     """Start a server and end it, whatever happens.
 
@@ -216,6 +233,7 @@ def running_server(
         arguments: more words for ComfyUI's command line.
         environment: variables besides those of this process.
         probe: also load the probe, which `Server.state` asks.
+        python: the interpreter that ComfyUI runs in.
 
     Raises:
         ServerError: it did not answer within `START_SECONDS`.
@@ -228,9 +246,9 @@ def running_server(
         (nodes / PROBE).write_text((HERE / PROBE).read_text(encoding="utf-8"), encoding="utf-8")
         wanted.append(PROBE)
     port = _free_port()
-    command = [sys.executable, str(comfyui / "main.py"), "--cpu"]
+    command = [str(python), str(comfyui / "main.py"), "--cpu"]
     if devices:
-        command = [sys.executable, str(SIMULATED_MAIN), str(devices), str(capacity_bytes), str(comfyui)]
+        command = [str(python), str(SIMULATED_MAIN), str(devices), str(capacity_bytes), str(comfyui)]
     command += ["--listen", "127.0.0.1", "--port", str(port), "--disable-all-custom-nodes", "--disable-api-nodes"]
     # A page of our own: the host's pages come in a package of their own, which nothing here needs.
     front_end = base / "front-end"

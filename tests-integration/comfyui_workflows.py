@@ -85,3 +85,67 @@ def with_inputs(loader: Node, **inputs: Any) -> Node:
     """The same node with other inputs besides or instead."""
     merged: Mapping[str, Any] = {**loader["inputs"], **inputs}
     return {**loader, "inputs": dict(merged)}
+
+
+GGUF_FILE = "tiny_flux_q8_0.gguf"
+GGUF_DENSE = "tiny_flux_q8_0_dense.safetensors"
+SPLIT = "npu:0,25%;npu:1,40%;cpu,*"
+"""Compute device and both kinds of donor, for models of any size."""
+
+
+def plain(file: str) -> Node:
+    """All on one device that the node chooses."""
+    return _loader(file, "MultiGPU", device="npu:1")
+
+
+def standardized(file: str) -> Node:
+    """The four controls: what the compute device lacks is on a donor."""
+    return _loader(
+        file,
+        "DisTorchMultiGPU",
+        compute_device="npu:0",
+        virtual_ram_gb=0.001,
+        donor_device="npu:2",
+        expert_mode_allocations="",
+    )
+
+
+def standardized_cpu(file: str) -> Node:
+    """More virtual memory than the model has: all of it goes to the host's memory."""
+    return with_inputs(standardized(file), virtual_ram_gb=4.0, donor_device="cpu")
+
+
+def distorch2(file: str) -> Node:
+    """The published successor, with its own names."""
+    return _loader(
+        file,
+        "DisTorch2MultiGPU",
+        compute_device="npu:0",
+        virtual_vram_gb=0.001,
+        donor_device="npu:1",
+        expert_mode_allocations="",
+        eject_models=True,
+    )
+
+
+def expert(file: str) -> Node:
+    """A text in the allocation language."""
+    return with_inputs(standardized(file), expert_mode_allocations=SPLIT)
+
+
+def legacy(file: str) -> Node:
+    """The oldest layout, whose donor is a choice between the host's memory and all other accelerators."""
+    return _loader(
+        file,
+        "DisTorchLegacyMultiGPU",
+        device="npu:0",
+        virtual_vram_gb=0.001,
+        use_other_vram=True,
+        expert_mode_allocations="",
+    )
+
+
+def _loader(file: str, kind: str, **inputs: Any) -> Node:
+    if file.endswith(".gguf"):
+        return node(f"UnetLoaderGGUF{kind}", unet_name=file, **inputs)
+    return node(f"UNETLoader{kind}", unet_name=file, weight_dtype="default", **inputs)
