@@ -69,9 +69,10 @@ def who_serves(packs: Mapping[str, ModuleType], registered: Mapping[str, Any]) -
     servers = {str(getattr(registered.get(node_id), "RELATIVE_PYTHON_MODULE", "another pack")) for node_id in shared}
     if not shared:
         return []
+    examples = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
     return [
         f"{len(shared)} node ids are offered by {' and '.join(offering)}; workflows get those of "
-        f"{' and '.join(sorted(servers))}. Keep one of these packs ({', '.join(shared[:3])}, ...)"
+        f"{' and '.join(sorted(servers))}. Keep one of these packs ({examples})"
     ]
 
 
