@@ -96,7 +96,7 @@ class PackedTensor(torch.Tensor):
             dtype: dtype of the result; that of `out`, else of this tensor, when not given.
             out: contiguous tensor of this shape, on this device, that receives the weights. A fresh result costs
                 more than the arithmetic, so whoever dequantises often keeps one.
-            scratch: working memory that outlives the call; fresh (at most 7 MiB) when not given.
+            scratch: working memory that outlives the call; fresh when not given; sizes as in `gguf_loader.dequantize`.
             backend: `auto`, `eager` or `triton`; see `gguf_loader.dequantize`.
 
         Returns:
