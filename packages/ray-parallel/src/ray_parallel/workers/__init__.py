@@ -15,6 +15,7 @@ from ._errors import (
     InvalidRequestError,
     ObjectStoreSizeError,
     PortTakenError,
+    RanksDisagreeError,
     RunRefusedError,
     SharedWriteError,
     VersionMismatchError,
@@ -27,6 +28,7 @@ from ._errors import (
 from ._files import FileStamp
 from ._group import WorkerGroup
 from ._layout import TensorSlot, WeightsLayout
+from ._names import resolve
 from ._open import OpenWeights
 from ._options import GroupOptions, Recipe
 from ._shared import SharedWeights
@@ -47,6 +49,7 @@ __all__ = [
     "OpenWeights",
     "PortTakenError",
     "Progress",
+    "RanksDisagreeError",
     "Recipe",
     "RunRefusedError",
     "Share",
@@ -65,5 +68,6 @@ __all__ = [
     "WorkerRaisedError",
     "WorkersError",
     "connect_cluster",
+    "resolve",
     "start_cluster",
 ]

@@ -6,6 +6,7 @@ import atexit
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -53,6 +54,11 @@ class Cluster:
         self._environment = environment
         self._closed = False
         atexit.register(self.close)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a local cluster keeps its logs and sockets while it runs."""
+        return None if self._folder is None else self._folder.path
 
     @property
     def is_closed(self) -> bool:

@@ -192,6 +192,21 @@ class DeadlineExceededError(WorkerFailure):
         )
 
 
+class RanksDisagreeError(WorkersError):
+    """The workers came to different results where every one must have the same.
+
+    Attributes:
+        ranks: those that disagree with worker 0.
+    """
+
+    def __init__(self, ranks: Sequence[int]) -> None:
+        self.ranks = tuple(ranks)
+        super().__init__(
+            f"worker {', '.join(map(str, self.ranks))} came to another result than worker 0, so none is given; the "
+            "loop must draw no random numbers of its own, and every worker must have the same hardware"
+        )
+
+
 class CancelledError(WorkersError):
     """The call was cancelled; all workers stopped at the same step and stay ready.
 

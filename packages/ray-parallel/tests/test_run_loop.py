@@ -1,0 +1,103 @@
+"""The loop, the model built around shared weights, and what importing this package does not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runner_models import Transformer, Unfilled, alone, noise, weights
+from shared_examples import write_file
+from torch import nn
+
+import ray_parallel
+from ray_parallel import flow_euler
+from ray_parallel._in_worker import model_from
+from ray_parallel.workers import SharedWeights, WeightsError
+
+
+class Constant(nn.Module):
+    """Predicts that the noise is one everywhere, and writes down what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[float, Any]] = []
+
+    def forward(self, sample: torch.Tensor, t: torch.Tensor, extra: Any = None) -> torch.Tensor:
+        self.seen.append((t[0].item(), extra))
+        assert t.shape == (sample.shape[0],)
+        return torch.ones_like(sample)
+
+
+def test_a_constant_velocity_moves_by_the_whole_way() -> None:
+    model, steps = Constant(), []
+    result = flow_euler(
+        model,
+        lambda *told: steps.append(told),
+        latents=torch.full((2, 3), 5.0),
+        sigmas=[1.0, 0.7, 0.2, 0.0],
+        inputs={"extra": "text"},
+        latents_name="sample",
+        timestep_name="t",
+        timestep_scale=1000.0,
+    )
+    assert torch.allclose(result, torch.full((2, 3), 4.0))
+    assert [extra for _, extra in model.seen] == ["text"] * 3
+    assert [time for time, _ in model.seen] == pytest.approx([1000.0, 700.0, 200.0])
+    assert steps == [(1, 3, None), (2, 3, None), (3, 3, None)]
+
+
+def test_previews_are_the_latents_of_the_step() -> None:
+    previews: list[torch.Tensor] = []
+    result = flow_euler(
+        Constant(), lambda done, of, preview: previews.append(preview), latents=torch.zeros(1, 2),
+        sigmas=[1.0, 0.5, 0.0], inputs={}, latents_name="sample", timestep_name="t", previews=True,
+    )  # fmt: skip
+    assert [preview[0, 0].item() for preview in previews] == [-0.5, -1.0]
+    assert torch.equal(previews[-1], result)
+
+
+def test_a_model_is_built_around_the_shared_memory(tmp_path: Path) -> None:
+    opened = SharedWeights.from_file(write_file(tmp_path / "model.safetensors", weights())).open()
+    model = model_from(opened, Transformer, {"width": 24, "heads": 3})
+    assert all(tensor.data_ptr() == opened[name].data_ptr() for name, tensor in model.state_dict().items())
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    # The buffer that the file does not hold was computed, not left without memory.
+    with torch.no_grad():
+        assert torch.equal(model(noise(), torch.ones(1))[0], alone()(noise(), torch.ones(1))[0])
+
+
+def test_a_buffer_that_nobody_fills_is_refused(tmp_path: Path) -> None:
+    opened = SharedWeights.from_file(write_file(tmp_path / "model.safetensors", weights())).open()
+    with pytest.raises(WeightsError, match="Unfilled: keeps scratch, which its constructor leaves empty"):
+        model_from(opened, Unfilled, {})
+
+
+def imported_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sorted(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("code", ["import ray_parallel", "import ray_parallel; dir(ray_parallel)"])
+def test_importing_the_package_imports_neither_ray_nor_torch(code: str) -> None:
+    assert {"ray", "torch", "numpy"}.isdisjoint(imported_by(code))
+
+
+@pytest.mark.parametrize("code", ["import ray_parallel.workers", "from ray_parallel import Runner, run"])
+def test_ray_is_imported_when_a_cluster_is_needed(code: str) -> None:
+    imported = imported_by(code)
+    assert "torch" in imported
+    assert "ray" not in imported
+
+
+def test_the_public_names_are_frozen() -> None:
+    assert ray_parallel.__all__ == ["ParallelError", "RunResult", "Runner", "flow_euler", "run"]
+    assert all(getattr(ray_parallel, name) is not None for name in ray_parallel.__all__)
+    assert set(ray_parallel.__all__) <= set(dir(ray_parallel))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ray_parallel.nothing  # noqa: B018 (the access is the test)

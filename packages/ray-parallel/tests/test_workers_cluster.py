@@ -1,0 +1,178 @@
+"""A cluster of this machine: quiet on the network, one at a time, and gone without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ray_listening import LOOPBACK, listening_addresses
+
+from ray_parallel.workers import (
+    Cluster,
+    ClusterError,
+    GroupOptions,
+    GroupStateError,
+    ObjectStoreSizeError,
+    Recipe,
+    SharedWeights,
+    WorkerGroup,
+    connect_cluster,
+    start_cluster,
+)
+from ray_parallel.workers._processes import Process, descendants
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="what a process leaves behind is read from /proc"),
+]
+
+DRIVER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from ray_parallel.workers import GroupOptions, Recipe, WorkerGroup, start_cluster
+from ray_parallel.workers._processes import descendants
+import os
+with start_cluster(workers=2) as cluster, WorkerGroup(cluster, Recipe(factory="worker_tasks:build")) as group:
+    group.start()
+    print(cluster.folder, *(one.pid for one in descendants(os.getpid())), flush=True)
+    group.call("worker_tasks:steps", {"count": 100000, "seconds": 0.05})
+"""
+
+
+def leftovers() -> tuple[set[str], set[str]]:
+    """Temporary folders of clusters, and what lies in shared memory."""
+    return (
+        {path.name for path in Path("/tmp").glob("ray-parallel-*")},
+        {path.name for path in Path("/dev/shm").iterdir()},
+    )
+
+
+def test_a_cluster_leaves_nothing_behind() -> None:
+    environment, before = dict(os.environ), leftovers()
+    earlier = set(descendants(os.getpid()))
+    with start_cluster(workers=2, shared_bytes=16 << 20) as cluster:
+        assert cluster.folder is not None
+        assert cluster.folder.exists()
+        weights = SharedWeights.from_tensors({"a": torch.ones(1 << 20)}, room=cluster.room)
+        workers = WorkerGroup(cluster, Recipe(factory="worker_tasks:build", weights=weights))
+        workers.start()
+        started = set(descendants(os.getpid())) - earlier
+        assert len(started) > 4
+        for pid, addresses in listening_addresses(one.pid for one in started | {this_process()}).items():
+            assert addresses <= LOOPBACK, f"{pid} listens on {addresses}"
+        dashboards = [one for one in started if "dashboard.py" in one.command_line()]
+        assert all("--modules-to-load=UsageStatsHead" in one.command_line() or not dashboards for one in dashboards)
+    # Neither the group nor the weights were closed: the cluster is what counts.
+    assert [one for one in started if one.is_alive()] == []
+    assert leftovers() == before
+    assert dict(os.environ) == environment
+    with pytest.raises(GroupStateError, match="on a cluster that is running"):
+        workers.call("worker_tasks:whoami")
+    workers.close()
+    weights.close()
+
+
+def this_process() -> Process:
+    return Process(os.getpid(), 0)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Cluster]:
+    with start_cluster(workers=1, ray_object_store_gb=0.1) as cluster:
+        yield cluster
+
+
+def test_a_process_has_one_cluster(running: Cluster) -> None:
+    with pytest.raises(ClusterError, match="already connected to a Ray cluster, and Ray allows one"):
+        start_cluster()
+    assert not running.is_closed
+
+
+def test_the_current_cluster_can_be_used_and_left(running: Cluster) -> None:
+    with connect_cluster("current") as borrowed:
+        assert not borrowed.is_local
+        assert borrowed.room.capacity_bytes == running.room.capacity_bytes
+    assert not running.is_closed
+
+
+def test_a_group_works_on_a_cluster_that_it_did_not_start(running: Cluster) -> None:
+    paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path if Path(path).is_dir())
+    options = GroupOptions(workers=1, environment={"PYTHONPATH": paths})
+    with connect_cluster("current") as borrowed, WorkerGroup(borrowed, Recipe(), options) as workers:
+        assert workers.call("worker_tasks:whoami")[0]["size"] == 1
+
+
+def test_the_store_refuses_what_it_cannot_hold_before_anything_is_copied(running: Cluster) -> None:
+    assert running.folder is not None
+    before = disk_bytes(running.folder)
+    with pytest.raises(ObjectStoreSizeError, match=r"the weights need 128.0 MiB but the object store of 102.4 MiB has"):
+        SharedWeights.from_tensors({"a": torch.zeros(32 << 20)}, room=running.room)
+    assert running.room.taken_bytes == 0
+    # Ray left to itself would have written them to the disk, full or not.
+    assert disk_bytes(running.folder) - before < 1 << 20
+    with SharedWeights.from_tensors({"a": torch.zeros(1 << 20)}, room=running.room) as weights:
+        assert weights.open()["a"].shape == (1 << 20,)
+
+
+def test_a_store_that_is_full_of_weights_refuses_more(running: Cluster) -> None:
+    with SharedWeights.from_tensors({"a": torch.zeros(15 << 20)}, room=running.room) as first:
+        with pytest.raises(ObjectStoreSizeError):
+            SharedWeights.from_tensors({"b": torch.zeros(15 << 20)}, room=running.room)
+        assert first.open()["a"].sum() == 0
+    with SharedWeights.from_tensors({"b": torch.zeros(15 << 20)}, room=running.room) as second:
+        assert second.open()["b"].sum() == 0
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def test_nobody_answers() -> None:
+    code = (
+        "from ray_parallel.workers import connect_cluster, ClusterError\n"
+        "try:\n    connect_cluster('127.0.0.1:9')\n"
+        "except ClusterError as error:\n    print('refused:', error)\n"
+    )
+    environment = dict(os.environ) | {"RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
+    assert "refused: Ray does not start or answer" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_an_interrupted_driver_takes_everything_with_it(how: signal.Signals) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(Path(__file__).parent)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    line = driver.stdout.readline()
+    while line and "ray-parallel-" not in line:
+        line = driver.stdout.readline()
+    assert line, driver.communicate()[1]
+    folder, *pids = line.split()
+    found = [one for one in descendants(driver.pid) if str(one.pid) in pids]
+    assert len(found) == len(pids) > 4
+    time.sleep(0.3)
+    driver.send_signal(how)
+    driver.communicate(timeout=60)
+    assert driver.returncode != 0
+    give_up = time.monotonic() + 20
+    while any(one.is_alive() for one in found) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert [one.command_line() for one in found if one.is_alive()] == []
+    assert Path(folder).exists() == (how == signal.SIGKILL)
+    # What a killed driver could not remove, the next cluster does; and it works.
+    with start_cluster(workers=1) as cluster, WorkerGroup(cluster, options=GroupOptions(workers=1)) as workers:
+        assert not Path(folder).exists()
+        assert workers.call("worker_tasks:whoami")[0]["rank"] == 0
