@@ -1,7 +1,8 @@
 """Makes this folder a ComfyUI node pack when it lies in `custom_nodes`; anywhere else it does nothing.
 
 It serves a clone of the repository (the packages are below `packages`) and the built pack (they are below `lib`). The
-packages beside this file go first, so that they fit each other whatever else is installed.
+packages beside this file go first, so that they fit each other whatever else is installed. The links `locales` and
+`example_workflows` beside it are there because ComfyUI looks for both in the pack's own folder.
 """
 
 from importlib.util import find_spec
