@@ -19,7 +19,7 @@ SPECS = ("npu:0,1mb;npu:1,1mb;cpu,*", "npu:0,0mb;npu:1,*", "cpu,*")
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_lora_gives_the_picture_of_a_single_device(host: Host, spec: str, weight_dtype: str) -> None:
     path = host.diffusion("tiny_flux.safetensors")
-    options = {} if weight_dtype == "default" else {"dtype": torch.float8_e4m3fn}
+    options: dict[str, Any] = {} if weight_dtype == "default" else {"dtype": torch.float8_e4m3fn}
     stock = host.stock(path, **options)
     expected = {strength: host.sample(host.lora(stock, strength)) for strength in (1.0, 0.5)}
     plain = host.sample(stock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -53,8 +54,8 @@ def test_every_device_holds_what_the_plan_says(host: Host, spec: str) -> None:
 @pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"])
 def test_the_core_loaders_types_are_honoured(host: Host, weight_dtype: str) -> None:
     path = host.diffusion("tiny_flux.safetensors")
-    options = {"dtype": torch.float8_e5m2 if weight_dtype == "fp8_e5m2" else torch.float8_e4m3fn}
-    fast = {"fp8_optimizations": True} if weight_dtype.endswith("fast") else {}
+    options: dict[str, Any] = {"dtype": torch.float8_e5m2 if weight_dtype == "fp8_e5m2" else torch.float8_e4m3fn}
+    fast: dict[str, Any] = {"fp8_optimizations": True} if weight_dtype.endswith("fast") else {}
     expected = host.sample(host.stock(path, **options, **fast))
     model = adapter.load_diffusion_model(
         path, request("npu:0,600kb;npu:1,600kb;cpu,*"), weight_dtype=weight_dtype

@@ -135,6 +135,6 @@ def _current_accelerator(device: torch.device) -> AbstractContextManager[object]
 
 
 def _server() -> Any:
-    import server
-
-    return getattr(server.PromptServer, "instance", None)
+    """The running server; None in a process that has none, where importing its module would start half of one."""
+    loaded = sys.modules.get("server")
+    return getattr(getattr(loaded, "PromptServer", None), "instance", None)

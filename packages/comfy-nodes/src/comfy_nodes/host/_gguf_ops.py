@@ -29,13 +29,6 @@ def operations(dequant_dtype: torch.dtype | None = None) -> type[Any]:
 
             rounding = dequant_dtype
 
-            def __init__(
-                self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
-            ) -> None:
-                nn.Module.__init__(self)
-                self.in_features, self.out_features = in_features, out_features
-                self._without_weights(dtype, ("weight", "bias") if bias else ("weight",))
-
             def forward_comfy_cast_weights(self, input: torch.Tensor) -> torch.Tensor:
                 return self.with_weights(input, functional.linear)
 
@@ -43,14 +36,6 @@ def operations(dequant_dtype: torch.dtype | None = None) -> type[Any]:
             """A lookup table; of a packed one only the rows that are looked up are dequantised, where they live."""
 
             rounding = dequant_dtype
-
-            def __init__(self, num_embeddings: int, embedding_dim: int, *args: Any, **kwargs: Any) -> None:
-                nn.Module.__init__(self)
-                self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-                self.padding_idx = self.max_norm = None
-                self.norm_type, self.scale_grad_by_freq, self.sparse = 2.0, False, False
-                self._without_weights(kwargs.get("dtype"), ("weight",))
-                self.bias = None
 
             def forward_comfy_cast_weights(
                 self, input: torch.Tensor, out_dtype: torch.dtype | None = None
@@ -65,20 +50,13 @@ def operations(dequant_dtype: torch.dtype | None = None) -> type[Any]:
 
 
 class _Packed:
-    """Weights that are set when they are loaded, and stay as they are stored."""
+    """Weights that stay as they are stored: taken from the file, not copied into the memory of dense ones."""
 
     rounding: torch.dtype | None = None
     weight: Any
     bias: Any
     weight_function: list[Callable[[torch.Tensor], torch.Tensor]]
     bias_function: list[Callable[[torch.Tensor], torch.Tensor]]
-
-    def _without_weights(self, dtype: torch.dtype | None, names: tuple[str, ...]) -> None:
-        """No memory for weights that will come from the file as they are."""
-        self.model_dtype = dtype or torch.get_default_dtype()
-        self.expected = names
-        for name in ("weight", "bias"):
-            self.register_parameter(name, None)  # type: ignore[attr-defined]
 
     def _load_from_state_dict(
         self,
@@ -90,17 +68,22 @@ class _Packed:
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        for name in self.expected:
+        for name, parameter in list(self._parameters.items()):  # type: ignore[attr-defined]
             tensor = state_dict.get(prefix + name)
+            if parameter is None:
+                continue
             if tensor is None:
                 missing_keys.append(prefix + name)
                 continue
+            if tensor.shape != parameter.shape:
+                error_msgs.append(f"{prefix}{name} is {list(tensor.shape)} in the file, {list(parameter.shape)} here")
+                continue
             kept = (
-                stored(tensor, self.model_dtype, self.rounding)
+                stored(tensor, parameter.dtype, self.rounding)
                 if isinstance(tensor, PackedTensor) and name == "weight"
-                else _dense(tensor, self.model_dtype)
+                else _dense(tensor, parameter.dtype)
             )
-            self.register_parameter(name, nn.Parameter(kept, requires_grad=False))  # type: ignore[attr-defined]
+            self._parameters[name] = nn.Parameter(kept, requires_grad=False)  # type: ignore[attr-defined]
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Move the parameters; torch would move what a packed tensor looks like, not the blocks."""

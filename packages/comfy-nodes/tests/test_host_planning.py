@@ -1,0 +1,102 @@
+"""Dry runs and automatic mode: from the header alone, equal to what is placed later, with its reasons."""
+
+from __future__ import annotations
+
+import pytest
+from host_testing import Host, comfyui, host, request
+
+import simdev
+from comfy_nodes import host as adapter
+from device_placement import PlacementPlan
+
+__all__ = ["comfyui", "host"]
+pytestmark = pytest.mark.host
+
+BF16 = "tiny_flux_bfloat16.safetensors"
+PACKED = "tiny_flux_q8_0.gguf"
+
+
+def homes_of(plan: PlacementPlan) -> dict[str, str]:
+    return {home.name: home.device for unit in plan.units for home in unit.homes}
+
+
+@pytest.mark.parametrize("spec", ["npu:0,1mb;npu:1,1mb;cpu,*", "#npu:0;0.001;npu:2", "npu:0,auto;npu:3,*"])
+@pytest.mark.parametrize("name", [BF16, PACKED])
+def test_the_dry_run_is_what_is_placed(host: Host, name: str, spec: str) -> None:
+    dry = adapter.plan_file(host.diffusion(name), request(spec))
+    assert host.management.current_loaded_models == []
+    load = adapter.load_gguf_diffusion_model if name == PACKED else adapter.load_diffusion_model
+    real = load(host.diffusion(name), request(spec)).reports[0]
+    assert dry.plan is not None and real.plan is not None
+    if name == BF16:
+        assert homes_of(dry.plan) == homes_of(real.plan)
+    assert {device: dry.plan.bytes_on(device) for device in dry.plan.donors}.keys() == {
+        device: real.plan.bytes_on(device) for device in real.plan.donors
+    }.keys()
+
+
+def test_without_an_allocation_the_dry_run_takes_the_automatic_mode(host: Host) -> None:
+    report = adapter.plan_file(host.diffusion(BF16), request(None))
+    assert "fit on npu:0" in report.text
+    assert report.estimate is not None and report.estimate.transfer_seconds == 0
+
+
+def test_a_model_that_fits_stays_whole(host: Host) -> None:
+    loaded = adapter.load_diffusion_model(host.diffusion(BF16), request("auto"))
+    plan = loaded.reports[0].plan
+    assert plan is not None and plan.streamed_bytes == 0
+    host.management.load_models_gpu([loaded.value])
+    assert host.used()[1:] == [0, 0, 0]
+
+
+def test_of_a_model_that_does_not_fit_as_much_stays_as_does(host: Host) -> None:
+    reserve = int(host.management.minimum_inference_memory())
+    room = 2_500_000
+    simdev.set_capacity(0, reserve + room)
+    expected = host.sample(host.stock(host.diffusion(BF16), "npu:1"))
+    host.free_all()
+    loaded = adapter.load_diffusion_model(host.diffusion(BF16), request("auto"))
+    plan = loaded.reports[0].plan
+    assert plan is not None
+    assert plan.bytes_on("npu:0") > 0 and plan.compute_peak_bytes <= room
+    assert "auto: " in loaded.text and "GB/s" in loaded.text and "activations" in loaded.text
+    assert host.sample(loaded.value).equal(expected)
+
+
+def test_the_prediction_is_complete_where_the_time_of_a_pass_is_known(host: Host) -> None:
+    report = adapter.plan_file(host.diffusion(BF16), request("npu:0,1mb;cpu,*", compute_seconds=2.0))
+    assert report.estimate is not None and report.estimate.slowdown is not None
+    assert report.estimate.slowdown == pytest.approx(1.0, abs=0.05)
+    assert "x all resident" in report.text
+
+
+def test_the_prediction_says_from_when_on_placement_costs_nothing(host: Host) -> None:
+    report = adapter.plan_file(host.diffusion(BF16), request("npu:0,1mb;cpu,*"))
+    assert "no slowdown where a pass takes longer than" in report.text
+
+
+def test_what_other_models_hold_counts_as_free(host: Host) -> None:
+    other = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(None)).value
+    before = adapter.plan_file(host.diffusion(BF16), request("npu:0,1mb;cpu,*")).hardware
+    host.management.load_models_gpu([other])
+    after = adapter.plan_file(host.diffusion(BF16), request("npu:0,1mb;cpu,*")).hardware
+    assert before is not None and after is not None
+    assert after.device("npu:0").free_bytes == pytest.approx(before.device("npu:0").free_bytes, abs=200_000)
+
+
+def test_the_devices_are_named_and_measured(host: Host) -> None:
+    assert adapter.device_names() == ("npu:0", "npu:1", "npu:2", "npu:3", "cpu")
+    devices = {device.name: device for device in adapter.available_devices()}
+    assert tuple(devices) == adapter.device_names()
+    assert devices["npu:1"].total_bytes == devices["npu:1"].free_bytes == 4 << 30
+    model = adapter.load_diffusion_model(host.diffusion(BF16), request("npu:0,1mb;npu:1,*")).value
+    host.management.load_models_gpu([model])
+    loaded = {device.name: device.loaded_bytes for device in adapter.available_devices()}
+    assert loaded["npu:1"] == sum(bank.loaded_size() for bank in model.placement.banks)
+
+
+def test_the_log_has_the_three_tables_once(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="comfy_nodes.host"):
+        loaded = adapter.load_diffusion_model(host.diffusion(BF16), request("npu:0,1mb;cpu,*"))
+    tables = [record.message for record in caplog.records if "Final assignment" in record.message]
+    assert tables == [loaded.reports[0].text]
