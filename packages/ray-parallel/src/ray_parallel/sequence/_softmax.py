@@ -54,12 +54,17 @@ def partial_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
         if mask is not None:  # the kernel reports 0 for a row in which everything is masked
             lse = lse.masked_fill((mask == -torch.inf).all(-1), -torch.inf)
-    elif q.device.type == "cuda" and mask is None and q.dtype in (torch.float16, torch.bfloat16):
+    elif mask is None and _flash_takes(q, v):
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[:2]
     else:
         out, lse = _plain(q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)
     lse = lse.float()
     return Part(out.float().masked_fill((lse == -torch.inf)[..., None], 0.0), lse)
+
+
+def _flash_takes(q: Tensor, v: Tensor) -> bool:
+    fits = q.shape[3] == v.shape[3] and q.shape[3] % 8 == 0 and q.shape[3] <= 256
+    return fits and q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16)
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
