@@ -23,7 +23,7 @@ COMMANDS = ("demo", "plan", "gguf", "gguf info", "devices", "explain", "link", "
 OPTIONS = {
     "demo": {
         "--help", "--out", "--gguf", "--steps", "--blocks", "--spec", "--link", "--no-svg", "--keep-model",
-        "--policy", "--slots",
+        "--policy", "--slots", "--workers",
     },
     "plan": {
         "--help", "--prefix", "--spec", "--compute", "--virtual-ram-gb", "--donor", "--device", "--link", "--policy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import tempfile
 import time
 from dataclasses import replace
@@ -39,6 +40,8 @@ COMPUTE = "emulated:0"
 DONOR = "cpu"
 MIB = 1 << 20
 SEED = 0
+PARALLEL_TOLERANCE = 1e-6
+"""Relative difference that the order of float32 sums explains, and that no mistake in splitting stays below."""
 STEADY = 0.05
 """Relative change of the same measurement up to which the machine counts as steady."""
 
@@ -81,6 +84,7 @@ def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, file: DemoFi
     _report(estimate, reference, placed, after, stats)
     print(f"output difference to the unplaced model: {difference}")
     unexplained = _explain_quantization(file, checkpoint, reference, config, options.steps)
+    parallel = _on_workers(file, checkpoint, reference, config, options.workers)
     _write(checkpoint.parent, placement, estimate, pictures=not options.no_svg)
     if difference != 0.0:
         raise CommandError(
@@ -91,6 +95,12 @@ def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, file: DemoFi
         raise CommandError(
             "the quantised model computed something else than an ordinary one with its weights dequantised: largest "
             f"difference {unexplained}; this is a defect of torchspan, please report it with the output above"
+        )
+    if parallel > PARALLEL_TOLERANCE:
+        raise CommandError(
+            f"the workers computed something else than one process: relative difference {parallel:.1e}, and at most "
+            f"{PARALLEL_TOLERANCE:.0e} is rounding; this is a defect of torchspan, please report it with the output "
+            "above"
         )
     return ExitCode.OK
 
@@ -220,11 +230,31 @@ def _explain_quantization(file: DemoFile, checkpoint: Path, reference: Run, conf
     return unexplained
 
 
+def _on_workers(file: DemoFile, checkpoint: Path, reference: Run, config: DemoConfig, workers: int) -> float:
+    """Run the model on several processes.
+
+    Returns:
+        The relative difference to one process; 0.0 where this part is left out, which is said.
+    """
+    print(heading("8. Several workers, one copy of the weights"))
+    if not workers:
+        print("left out, as --workers 0 asks for")
+    elif file.load_dense is not None:
+        print("left out: the workers of this demo read safetensors; run it without --gguf")
+    elif importlib.util.find_spec("ray_parallel") is None:
+        print('left out: ray-parallel is not installed; pip install "comfy-nodes[ray]" adds it')
+    else:
+        from comfy_nodes.cli._demo_workers import run_on_workers
+
+        return run_on_workers(checkpoint, config, reference, seed=SEED, workers=workers)
+    return 0.0
+
+
 def _write(folder: Path, placement: PlacementPlan, estimate: Estimate, *, pictures: bool) -> None:
     files = {"plan.json": placement.to_json(indent=2)}
     if pictures:
         files |= {"placement.svg": render_svg(placement), "timeline.svg": render_timeline_svg(estimate)}
-    print(heading("8. To keep"))
+    print(heading("9. To keep"))
     with exits_with(ExitCode.REFUSED, OSError):
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")

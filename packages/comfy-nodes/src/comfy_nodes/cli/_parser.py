@@ -57,6 +57,10 @@ weights behind an emulated slow link, and compare: prediction with measurement,
 output with that of the unplaced model. The difference must be 0.0; the exit
 code is 1 when it is not. Needs no accelerator.
 
+Then two Ray workers do the same run together, each with half of the tokens and
+both with the same copy of the weights. Their latent may differ from that of one
+process by rounding (1e-6) and no more, or the exit code is 1.
+
 With --gguf the same model is a GGUF file with quantised matrices, which stay
 packed in the file, in the plan and on the way. Two more differences are shown:
 to an ordinary model with the dequantised weights, which must be 0.0, too, and
@@ -214,6 +218,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         type=read_positive,
         metavar="GBPS",
         help="bandwidth of the emulated link in GB/s (default: fitted to the model's speed)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        choices=(0, 2, 3, 4),
+        default=2,
+        help="processes that run the model together (default: 2; 0 leaves that part out)",
     )
     parser.add_argument("--no-svg", action="store_true", help="do not write the pictures")
     parser.add_argument("--keep-model", action="store_true", help="keep the model's file in the folder")

@@ -116,6 +116,8 @@ def start_cluster(
     """
     size = store_bytes(shared_bytes, ray_object_store_gb, shm_bytes=shm_free_bytes(), memory_bytes=memory_free_bytes())
     environment = dict(os.environ)
+    # Whoever is logged in here could otherwise run code in the workers; taken back when the cluster is closed.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     with _ray_environment():
         ray = _import_ray()
         folder = ClusterFolder()
@@ -141,6 +143,7 @@ def start_cluster(
                 )
         except BaseException:
             ray.shutdown()
+            _restore_environment(environment)
             folder.remove()
             raise
     return Cluster(ray, room=StoreRoom(size), folder=folder, environment=environment)
