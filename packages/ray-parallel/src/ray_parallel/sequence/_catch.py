@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from ray_parallel.sequence._attention import Kernel
 
 OVERRIDE = "optimized_attention_override"
+_POSITIONAL = ("heads", "mask", "attn_precision", "skip_reshape", "skip_output_reshape")
+"""What the host's attention functions take after q, k and v, in this order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,34 +50,28 @@ def override(attend: Attend, earlier: Callable[..., Any] | None) -> Callable[...
         earlier: the override that was there before.
     """
 
-    def overridden(
-        function: Callable[..., Any],
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        heads: int,
-        mask: Any = None,
-        attn_precision: Any = None,
-        skip_reshape: bool = False,
-        skip_output_reshape: bool = False,
-        **options: Any,
-    ) -> Any:
-        options["attn_precision"] = attn_precision
+    def overridden(function: Callable[..., Any], q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
+        options = {**dict(zip(_POSITIONAL, args, strict=False)), **kwargs}
+        heads, mask = options["heads"], options.get("mask")
+        apart, stay_apart = options.get("skip_reshape", False), options.get("skip_output_reshape", False)
 
-        def inner(*args: Any, **more: Any) -> Any:
-            return function(*args, **more) if earlier is None else earlier(function, *args, **more)
+        def inner(q: Tensor, k: Tensor, v: Tensor, **changed: Any) -> Any:
+            """Call on with every option given in the way the caller gave it."""
+            named = {**options, **changed}
+            ordered = [named.pop(name) for name in _POSITIONAL[: len(args)]]
+            call = (function, q, k, v, *ordered)
+            return function(*call[1:], **named) if earlier is None else earlier(*call, **named)
 
         def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Any:
-            return inner(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True, **options)
+            return inner(q, k, v, heads=q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
 
-        dim = q.shape[-1] if skip_reshape else q.shape[-1] // heads
-        cut = [t.transpose(1, 2) if skip_reshape else t.reshape(*t.shape[:2], -1, dim) for t in (q, k, v)]
+        dim = q.shape[-1] if apart else q.shape[-1] // heads
+        cut = [t.transpose(1, 2) if apart else t.reshape(*t.shape[:2], -1, dim) for t in (q, k, v)]
         full_mask = mask[:, None] if isinstance(mask, Tensor) and mask.ndim == 3 else mask
         out = attend(Caught(q=cut[0], k=cut[1], v=cut[2], mask=full_mask, scale=options.get("scale"), kernel=kernel))
         if out is None:
-            forms = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-            return inner(q, k, v, heads, mask=mask, **forms, **options)
-        return out.transpose(1, 2) if skip_output_reshape else out.flatten(2)
+            return inner(q, k, v)
+        return out.transpose(1, 2) if stay_apart else out.flatten(2)
 
     return overridden
 
