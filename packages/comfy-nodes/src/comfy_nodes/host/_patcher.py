@@ -136,9 +136,10 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
             layer = self.model.get_submodule(name)
             if _weights.is_packed(getattr(layer, parameter, None)):
                 return self._attach(name, layer)
-        return super().patch_weight_to_device(
-            key, device_to=device_to, inplace_update=inplace_update, return_weight=return_weight, **kwargs
-        )
+        if return_weight:
+            # Hosts before 0.12 neither ask for the weight nor take the argument.
+            kwargs["return_weight"] = True
+        return super().patch_weight_to_device(key, device_to=device_to, inplace_update=inplace_update, **kwargs)
 
     def unpatch_model(self, device_to: torch.device | None = None, unpatch_weights: bool = True) -> Any:
         """Take patches off and move the compute device's share; what donors hold stays with them."""
