@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nodes_testing import DEVICES
 
-from comfy_nodes.nodes._controls import FIELD_OF, IGNORED, Controls, other_accelerators, read_controls
+from comfy_nodes.nodes._controls import FIELD_OF, IGNORED, Controls, other_memory, read_controls
 from comfy_nodes.nodes._errors import ConflictingInputsError, InputValueError, NodeError
 
 names = st.sampled_from(["cuda:0", "cuda:1", "cpu"])
@@ -20,7 +20,7 @@ def controls_in_two_namings(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, 
     """The same controls, once under today's names and once under others."""
     compute, moved, text, eject = draw(names), draw(gigabytes), draw(expert), draw(st.booleans())
     others = draw(st.booleans())
-    donors = ",".join([*other_accelerators(DEVICES, compute), "cpu"] if others else ["cpu"])
+    donors = ",".join(other_memory(DEVICES, compute) if others else ["cpu"])
     today = {
         "compute_device": compute,
         "virtual_ram_gb": moved,
@@ -112,7 +112,9 @@ def test_several_donors_in_one_text_keep_their_order() -> None:
 def test_the_compute_device_is_never_among_the_other_memory() -> None:
     assert read_controls({"use_other_vram": True, "device": "cuda:1"}, DEVICES).donors == ("cuda:0", "cpu")
     assert read_controls({"donor_device": True, "compute_device": "cuda:0"}, DEVICES).donors == ("cuda:1", "cpu")
+    assert read_controls({"use_other_vram": True, "device": "cpu"}, DEVICES).donors == ("cuda:0", "cuda:1")
     assert read_controls({"use_other_vram": True, "device": "cpu"}, ["cpu"]).donors == ("cpu",)
+    assert read_controls({"use_other_vram": True}, DEVICES).donors == ("cuda:1", "cpu")
 
 
 def test_what_means_nothing_any_more_is_no_control() -> None:

@@ -74,17 +74,17 @@ def _donors(name: str, value: Any, context: Context) -> tuple[str, ...]:
 
 
 def _other_memory(name: str, value: Any, context: Context) -> tuple[str, ...]:
-    wanted = _switch(name, value, context)
-    return (*(other_accelerators(context.devices, context.compute_device) if wanted else ()), "cpu")
+    return other_memory(context.devices, context.compute_device) if _switch(name, value, context) else ("cpu",)
 
 
-def other_accelerators(devices: Sequence[str], compute_device: str) -> list[str]:
-    """The accelerators that do not compute, in order.
+def other_memory(devices: Sequence[str], compute_device: str) -> tuple[str, ...]:
+    """The devices that do not compute, accelerators first and the cpu last; the cpu where there is no other.
 
-    >>> other_accelerators(["cuda:0", "cuda:1", "cpu"], "cuda:0")
-    ['cuda:1']
+    >>> other_memory(["cuda:0", "cuda:1", "cpu"], "cuda:0")
+    ('cuda:1', 'cpu')
     """
-    return [device for device in devices if device not in ("cpu", compute_device)]
+    accelerators = [device for device in devices if device not in ("cpu", compute_device)]
+    return (*accelerators, *(("cpu",) if compute_device != "cpu" or not accelerators else ()))
 
 
 _READERS: Final[Mapping[str, tuple[str, Reader]]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from comfy_nodes.nodes._controls import FIELD_OF, IGNORED, Controls, other_accelerators, read_controls
+from comfy_nodes.nodes._controls import FIELD_OF, IGNORED, Controls, other_memory, read_controls
 from comfy_nodes.nodes._errors import NodeError
 from comfy_nodes.nodes._row import NodeRow
 
@@ -110,7 +110,7 @@ def _one_donor(name: str | None, controls: Controls, devices: Sequence[str]) -> 
         return donors[0] if len(donors) == 1 else None
     if donors == ("cpu",):
         return False
-    return True if donors == (*other_accelerators(devices, controls.compute_device or devices[0]), "cpu") else None
+    return True if donors == other_memory(devices, controls.compute_device or devices[0]) else None
 
 
 def _wire(row: NodeRow, controls: Controls, devices: Sequence[str]) -> str:
