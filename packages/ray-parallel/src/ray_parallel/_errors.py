@@ -116,3 +116,7 @@ class CanaryError(ParallelError):
 
 class CommError(ParallelError):
     """A collective did not finish: a rank is gone, raised, stalled past its deadline, or disagrees about sizes."""
+
+
+class SplitError(ParallelError):
+    """A sampling run cannot be split by CFG or by data without changing its result."""

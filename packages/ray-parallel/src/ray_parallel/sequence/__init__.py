@@ -12,12 +12,15 @@ from ray_parallel._errors import (
     PlanError,
     PreflightError,
     RefusedModelError,
+    SplitError,
     UncutAttentionError,
     UnknownModelError,
 )
 from ray_parallel.sequence._attention import Kind, Mesh
 from ray_parallel.sequence._canary import canary
+from ray_parallel.sequence._cfg import batch_split, cfg_split
 from ray_parallel.sequence._comm import Comm, GroupComm, Traffic
+from ray_parallel.sequence._data import data_split
 from ray_parallel.sequence._engine import Parallel
 from ray_parallel.sequence._layout import Layout
 from ray_parallel.sequence._parallelize import injection, parallelize
@@ -64,11 +67,15 @@ __all__ = [
     "Region",
     "Rows",
     "Seq",
+    "SplitError",
     "ThreadComm",
     "Traffic",
     "UncutAttentionError",
     "UnknownModelError",
+    "batch_split",
     "canary",
+    "cfg_split",
+    "data_split",
     "find",
     "injection",
     "name_of",
