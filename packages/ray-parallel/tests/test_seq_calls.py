@@ -107,7 +107,8 @@ def test_rules_that_both_fit_raise() -> None:
 
 
 def test_a_rule_over_a_stream_without_a_length_raises() -> None:
-    region = replace(REGION, attn={"": Attn(JOINT, JOINT, other=Attn("video", "video"))})
+    rules = {"": Attn(JOINT, JOINT, other=Attn("video", "video"))}
+    region = replace(REGION, args={**REGION.args, "frames": Seq("video")}, attn=rules)
     with pytest.raises(PlanError, match="how long stream 'video' is"):
         run(Plan(regions=[region]), 2, {"txt": random(1, 5, 8), "img": random(1, 11, 8)})
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ray_parallel.sequence import (
     Attn,
     ClosedWorldError,
+    Control,
     Kind,
     Plan,
     PlanError,
@@ -311,7 +312,7 @@ def test_remove_twice_is_fine_and_other_hooks_stay() -> None:
         (Plan(regions=[replace(REGION, exit=("tail", "x"))]), "no module 'tail'"),
         (Plan(regions=[replace(REGION, exit=("head", "y"))]), "no argument 'y'"),
         (Plan(regions=[replace(REGION, exit="layers")]), "none of the lists"),
-        (replace(IMAGE, regions=VIDEO.regions), "in no region"),
+        (replace(VIDEO, control=[Control(key="k", blocks="layers", stream="v")]), "in no region"),
     ],
 )
 def test_a_plan_for_another_model_sets_no_hook(plan: Plan, reason: str) -> None:

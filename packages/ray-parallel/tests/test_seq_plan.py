@@ -48,7 +48,8 @@ def regions(draw: st.DrawFn, number: int = 0) -> Region:
     ways_out: list[str | tuple[str, str]] = ["last", f"list{number}", *([("head", "x")] if single else [])]
     return Region(
         blocks=[f"list{number}", f"more{number}"][: draw(st.integers(1, 2))],
-        args={"x": draw(lengths)} | draw(st.dictionaries(st.sampled_from("abc"), specs, max_size=3)),
+        args={"x": Seq(("txt", "img", "ref")), "y": draw(lengths)}
+        | draw(st.dictionaries(st.sampled_from("abc"), specs, max_size=3)),
         whole=draw(st.sets(st.sampled_from("def"))),
         out=draw(lengths) if single else tuple(draw(st.lists(lengths | st.none(), max_size=3))),
         attn=draw(st.dictionaries(st.sampled_from(["", "attn", "a.b"]), rules)),
@@ -98,6 +99,8 @@ def region(**changes: Any) -> Region:
         ({"args": {"x": Rows("v")}}, "no stream has a length"),
         ({"args": {"x": "v"}}, "describes no argument"),
         ({"out": (Seq("v"), None), "exit": ("head", "x")}, "joins one tensor"),
+        ({"out": Seq("w")}, "w: no argument of blocks runs over such a stream"),
+        ({"attn": {"": Attn("v", "v", other=Attn("v", ("v", "u")))}}, "u: no argument"),
     ],
 )
 def test_a_region_that_cannot_be(changes: dict[str, Any], reason: str) -> None:
@@ -123,6 +126,13 @@ def test_a_plan_needs_regions_with_lists_of_their_own() -> None:
         Plan(regions=[])
     with pytest.raises(PlanError, match="one region only"):
         Plan(regions=[region(), region()])
+
+
+def test_a_plan_speaks_of_its_own_streams_only() -> None:
+    with pytest.raises(PlanError, match="w: no region has such a stream"):
+        Plan(regions=[region()], control=[Control(key="k", blocks="blocks", stream="v", after="w")])
+    with pytest.raises(PlanError, match="w: no region has such a stream"):
+        Plan(regions=[region()], inputs={"residuals": Seq("w")})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"regions": [{}], "control": [], "patches": {}}', "null"])

@@ -98,6 +98,12 @@ class Mesh:
         columns = [list(range(start, comm.size, ulysses)) for start in range(ulysses)]
         return cls(kind=kind, world=comm, rows=comm.split(rows), ring=comm.split(columns))
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that this rank has sent to others, over all of its groups."""
+        ends = {id(end): end for end in (self.world, self.rows, self.ring) if end is not None}
+        return sum(end.traffic.total_bytes for end in ends.values())
+
 
 def attend(mesh: Mesh, layout: Layout, call: Call) -> Tensor:
     """Attention over the whole sequences, for the queries that this rank holds: [B, S, H, Dv]."""

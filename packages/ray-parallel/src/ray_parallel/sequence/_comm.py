@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -95,12 +96,20 @@ class GroupComm:
     Args:
         group: the process group; None: the default one, already initialised.
         device: where messages of `agree` travel; None: the CPU for gloo, the accelerator of the process otherwise.
+        timeout_s: deadline of collectives in the groups that `split` makes, seconds; None: torch's default, which is
+            half an hour with gloo. That of `group` itself was set when it was made.
 
     Raises:
         CommError: torch.distributed is not initialised, or this process is not in the group.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None = None,
+        *,
+        device: torch.device | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         if not dist.is_initialized():
             raise CommError("there is no process group; call torch.distributed.init_process_group on every rank first")
         self.group: dist.ProcessGroup = group if group is not None else dist.distributed_c10d._get_default_group()
@@ -111,6 +120,7 @@ class GroupComm:
         gloo = dist.get_backend(self.group) == "gloo"
         accelerator = None if gloo else torch.accelerator.current_accelerator()
         self.device = device or accelerator or torch.device("cpu")
+        self.timeout_s = timeout_s
         self.traffic = Traffic()
 
     def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
@@ -168,10 +178,11 @@ class GroupComm:
         members = member_of(groups, self.rank, self.size)
         with _told("split"):
             ranks = [dist.get_global_rank(self.group, member) for member in members]
-            group = dist.new_group(ranks, use_local_synchronization=True)
+            timeout = None if self.timeout_s is None else timedelta(seconds=self.timeout_s)
+            group = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
         if isinstance(group, int):
             raise CommError(f"split failed: rank {self.rank} is in none of {groups}")
-        return GroupComm(group, device=self.device)
+        return GroupComm(group, device=self.device, timeout_s=self.timeout_s)
 
     def _send(self, tensor: Tensor, peer: int) -> dist.P2POp:
         return dist.P2POp(dist.isend, tensor, group=self.group, group_peer=peer)

@@ -17,7 +17,7 @@ from ray_parallel.sequence._catch import Caught, SdpaMode
 from ray_parallel.sequence._check import blocks_of, check_fit, submodule
 from ray_parallel.sequence._layout import Layout
 from ray_parallel.sequence._options import OPTIONS, Patch, prepare
-from ray_parallel.sequence._plan import Attn, Control, Plan, Region, Spec
+from ray_parallel.sequence._plan import Attn, Control, Grid, Plan, Region, Seq, Spec, leaves
 from ray_parallel.sequence._preflight import preflight
 from ray_parallel.sequence._rules import Forward, Frame, MaskKernel, run_rule
 from ray_parallel.sequence._values import cut, layout_of, put_together
@@ -48,6 +48,7 @@ class Parallel:
         self._kernels = kernels
         self._whole = frozenset(whole)
         self._check_ranks = check_ranks
+        self._digest = plan.digest()
         self._signature = Signature(model)
         self._handles: list[RemovableHandle] = []
         self._forward: Forward | None = None
@@ -109,7 +110,7 @@ class Parallel:
         bound = self._signature.bind(args, kwargs)
         given = bound.given()
         if self._check_ranks:
-            preflight(self.mesh.world, self.plan.digest(), self.mesh.kind, sorted(self._whole), given)
+            preflight(self.mesh.world, self._digest, self.mesh.kind, sorted(self._whole), given)
         forward = Forward()
         if OPTIONS in given or self._signature.takes(OPTIONS):
             options, earlier = prepare(given.get(OPTIONS) or {}, self.plan, self._attend, self._on_whole)
@@ -154,7 +155,7 @@ class Parallel:
                 return None
             bound = signature.bind(args, kwargs)
             given = bound.given()
-            unknown = [name for name in given if name not in known]
+            unknown = [name for name, value in given.items() if name not in known and not _is_empty(value)]
             if unknown:
                 raise ClosedWorldError(f"{type(block).__name__} ({where})", unknown)
             if forward.region is not region:
@@ -187,15 +188,16 @@ class Parallel:
 
     @staticmethod
     def _cut_argument(forward: Forward, name: str, value: Any, spec: Any, layout: Layout) -> Any:
-        """Cut once what comes again with every block."""
+        """Cut rows and the like once, since the same come with every block.
+
+        Tokens are cut each time: the model may have written into them in between.
+        """
+        if any(isinstance(leaf, Seq | Grid) for leaf in leaves(spec)):
+            return cut(value, spec, layout)
         last = forward.cuts.get(name)
-        if last is not None and last[0] is value:
-            return last[1]
-        out = cut(value, spec, layout)
-        forward.cuts.pop(name, None)
-        if out is not value:
-            forward.cuts[name] = (value, out)
-        return out
+        if last is None or last[0] is not value:
+            last = forward.cuts[name] = (value, cut(value, spec, layout))
+        return last[1]
 
     def _leave(self, region: Region, ends: bool) -> Callable[..., Any]:
         def hook(block: nn.Module, args: Any, out: Any) -> Any:
@@ -289,6 +291,11 @@ class Parallel:
                 hidden[:, start:end] += residual[:, start + shift : end + shift]
 
         return hook
+
+
+def _is_empty(value: Any) -> bool:
+    """Options that say nothing: diffusers hands an empty mapping on when it was given a LoRA scale alone."""
+    return isinstance(value, Mapping) and not value
 
 
 def _last_list(region: Region) -> str | None:

@@ -222,6 +222,12 @@ class Region:
                 raise PlanError(f"a block cannot return {leaf}; results are Seq or Grid")
         if not any(isinstance(leaf, Seq | Grid) for spec in self.args.values() for leaf in leaves(spec)):
             raise PlanError(f"no argument of {', '.join(self.blocks)} is a Seq or a Grid, so no stream has a length")
+        known = {name for spec in self.args.values() for leaf in leaves(spec) for name in _streams(leaf)}
+        used = {name for leaf in leaves(self.out) for name in _streams(leaf)}
+        used |= {name for rule in self.attn.values() for name in rule.streams()}
+        if used - known:
+            unknown = ", ".join(sorted(used - known))
+            raise PlanError(f"{unknown}: no argument of {', '.join(self.blocks)} runs over such a stream")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +260,17 @@ class Plan:
         lists = [name for region in self.regions for name in region.blocks]
         if len(set(lists)) < len(lists):
             raise PlanError(f"a block list belongs to one region only, got {', '.join(lists)}")
+        known = {
+            name
+            for region in self.regions
+            for spec in region.args.values()
+            for leaf in leaves(spec)
+            for name in _streams(leaf)
+        }
+        used = {name for spec in self.inputs.values() for name in _streams(spec)}
+        used |= {name for entry in self.control for name in (entry.stream, *entry.after)}
+        if used - known:
+            raise PlanError(f"{', '.join(sorted(used - known))}: no region has such a stream")
 
     def to_json(self) -> str:
         """The plan as JSON; equal plans give equal text."""
@@ -291,6 +308,11 @@ def leaves(spec: Spec) -> Iterator[Leaf]:
             yield from leaves(part)
     elif spec is not None:
         yield spec
+
+
+def _streams(leaf: Leaf) -> Streams:
+    streams: Streams = () if isinstance(leaf, Opaque) else leaf.streams
+    return streams
 
 
 def _named(leaf: Any) -> Streams:

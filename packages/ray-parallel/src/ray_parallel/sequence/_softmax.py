@@ -25,10 +25,12 @@ class Part:
 
     def merge(self, other: Part) -> Part:
         """Attention over the keys of both."""
-        lse = torch.logaddexp(self.lse, other.lse)
-        finite = lse.masked_fill(lse == -torch.inf, 0.0)
+        top = torch.maximum(self.lse, other.lse)
+        finite = top.masked_fill(top == -torch.inf, 0.0)
         mine, theirs = (self.lse - finite).exp(), (other.lse - finite).exp()
-        return Part(self.out * mine[..., None] + other.out * theirs[..., None], lse)
+        total = mine + theirs
+        weight = torch.where(total > 0, mine / total, 0.0)[..., None]
+        return Part(other.out + (self.out - other.out) * weight, top + total.clamp_min(1.0).log())
 
 
 def partial_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Part:
@@ -50,7 +52,8 @@ def partial_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
         out = torch.zeros(*shape, v.shape[3], dtype=torch.float32, device=q.device)
         return Part(out, torch.full(shape, -torch.inf, dtype=torch.float32, device=q.device))
     if q.device.type == "cpu" and q.shape[3] == v.shape[3]:
-        bias = None if mask is None else mask.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        mask = None if mask is None else mask.to(q.dtype)
+        bias = None if mask is None else mask.expand(*q.shape[:3], k.shape[2])
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
         if mask is not None:  # the kernel reports 0 for a row in which everything is masked
             lse = lse.masked_fill((mask == -torch.inf).all(-1), -torch.inf)

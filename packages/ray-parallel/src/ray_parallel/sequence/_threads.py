@@ -122,7 +122,7 @@ def run_threads(ranks: int, function: Callable[[ThreadComm], T], *, timeout_s: f
         timeout_s: how long a rank waits for the others in one collective, seconds.
 
     Raises:
-        Exception: what the first failing rank raised; the others are woken and end with `CommError`.
+        Exception: what the lowest rank raised that failed by itself; the others are woken and end with `CommError`.
 
     Examples:
         >>> run_threads(3, lambda comm: [t.item() for t in comm.all_gather(torch.tensor([comm.rank]), [1, 1, 1])])
@@ -130,7 +130,7 @@ def run_threads(ranks: int, function: Callable[[ThreadComm], T], *, timeout_s: f
     """
     hub = _Hub(ranks, timeout_s)
     results: list[Any] = [None] * ranks
-    failures: list[BaseException] = []
+    failures: dict[int, BaseException] = {}
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
     def work(rank: int) -> None:
@@ -138,7 +138,7 @@ def run_threads(ranks: int, function: Callable[[ThreadComm], T], *, timeout_s: f
             with torch.inference_mode(inference), torch.set_grad_enabled(grad):
                 results[rank] = function(ThreadComm(hub, rank))
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            failures.append(error)
+            failures[rank] = error
             hub.abort()
 
     threads = [threading.Thread(target=work, args=(rank,), name=f"rank {rank}") for rank in range(ranks)]
@@ -147,5 +147,6 @@ def run_threads(ranks: int, function: Callable[[ThreadComm], T], *, timeout_s: f
     for thread in threads:
         thread.join()
     if failures:
-        raise next((error for error in failures if not isinstance(error, CommError)), failures[0])
+        in_order = [failures[rank] for rank in sorted(failures)]
+        raise next((error for error in in_order if not isinstance(error, CommError)), in_order[0])
     return results
