@@ -291,6 +291,7 @@ def writers() -> dict[str, Callable[[Path], object]]:
     tasks: dict[str, Callable[[Path], object]] = {
         "flux-bf16": lambda folder: write_diffusion_model(folder, "flux", torch.bfloat16),
         "flux-gguf": lambda folder: write_gguf_twin(folder, "flux"),
+        "wan-gguf": lambda folder: write_gguf_twin(folder, "wan"),
         "vae": write_vae,
         "clip": write_text_encoder,
         "checkpoint": write_checkpoint,

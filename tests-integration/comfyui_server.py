@@ -222,6 +222,7 @@ def running_server(
     environment: Mapping[str, str] | None = None,
     probe: bool = True,
     python: Path = Path(sys.executable),
+    comfyui: Path | None = None,
 ) -> Iterator[Server]:
     """Start a server and end it, whatever happens.
 
@@ -234,11 +235,12 @@ def running_server(
         environment: variables besides those of this process.
         probe: also load the probe, which `Server.state` asks.
         python: the interpreter that ComfyUI runs in.
+        comfyui: the checkout; None takes the one that all tests share.
 
     Raises:
         ServerError: it did not answer within `START_SECONDS`.
     """
-    comfyui = require_comfyui()
+    comfyui = comfyui or require_comfyui()
     nodes = base / "custom_nodes"
     nodes.mkdir(parents=True, exist_ok=True)
     wanted = list(packs)

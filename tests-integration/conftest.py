@@ -16,6 +16,10 @@ from comfyui_server import HERE, Server, require_comfyui, running_server
 ROOT = HERE.parent
 PACK = "torchspan"
 DEVICES = 3
+SMALL = (
+    *("flux", "wan", "ltxv", "sd15", "flux-lora", "wan-lora", "ltxv-lora", "sd15-lora"),
+    *("flux-gguf", "wan-gguf", "vae"),
+)
 LARGE = ("clip", "checkpoint")
 
 
@@ -34,9 +38,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A models folder with the tiny diffusion models, LoRAs, GGUF twin and VAE; 140 MB, removed in the end."""
     require_comfyui()
     folder = tmp_path_factory.mktemp("models")
-    write_models(
-        folder, "flux", "wan", "ltxv", "sd15", "flux-lora", "wan-lora", "ltxv-lora", "sd15-lora", "flux-gguf", "vae"
-    )
+    write_models(folder, *SMALL)
     yield folder
     shutil.rmtree(folder)
 
