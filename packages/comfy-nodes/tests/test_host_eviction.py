@@ -154,3 +154,29 @@ def test_an_interrupted_load_leaves_a_model_that_can_be_loaded_again(host: Host)
     model.detach()
     simdev.set_capacity(0, CAPACITY_BYTES)
     assert torch.equal(host.sample(model), expected)
+
+
+def test_weights_that_the_host_lends_are_page_locked_and_stay_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: dict[int, int] = {}
+
+    def lock(tensor: torch.Tensor) -> bool:
+        assert tensor.device.type == "cpu" and tensor.data_ptr() not in locked
+        locked[tensor.data_ptr()] = tensor.nbytes
+        return True
+
+    monkeypatch.setattr(host.management, "pin_memory", lock)
+    monkeypatch.setattr(host.management, "unpin_memory", lambda tensor: locked.pop(tensor.data_ptr()))
+    model = placed(host, "npu:0,1mb;npu:1,1mb;cpu,*")
+    lent = sum(
+        parameter.nbytes
+        for name, layer in model.lent_layers()
+        if model.placement.homes[name].type == "cpu"
+        for parameter in layer.parameters()
+    )
+    host.sample(model)
+    assert sum(locked.values()) == lent
+    host.sample(host.lora(model, 1.0))  # a clone that is gone afterwards
+    host.sample(model)
+    assert sum(locked.values()) == lent
+    host.management.unload_all_models()
+    assert locked == {}

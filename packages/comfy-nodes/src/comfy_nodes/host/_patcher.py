@@ -110,7 +110,6 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
             for module in self._own_modules():
                 move_own(module, device_to)
             self.model.model_loaded_weight_memory = self.share_bytes()
-        self._pin_lent_by_the_host()
         return result
 
     def partially_load(
@@ -120,7 +119,10 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         if not force_patch_weights and self._only_patches_changed(device_to):
             with self.use_ejected():
                 self._patch_again(device_to)
-        return super().partially_load(device_to, extra_memory, force_patch_weights=force_patch_weights)
+        more_bytes = super().partially_load(device_to, extra_memory, force_patch_weights=force_patch_weights)
+        # Not only after a load: any clone that is given up takes the page locks of all clones with it.
+        self._pin_lent_by_the_host()
+        return more_bytes
 
     def patch_weight_to_device(
         self,
@@ -164,9 +166,10 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         if placement is None or pin is None:
             return
         for name, device in placement.homes.items():
-            for parameter, tensor in placement.layers[name].named_parameters(recurse=False):
-                if device == HOME and tensor is not None:
-                    pin(f"{name}.{parameter}")
+            if device == HOME:
+                for parameter, _ in placement.layers[name].named_parameters(recurse=False):
+                    if f"{name}.{parameter}" not in self.pinned:
+                        pin(f"{name}.{parameter}")
 
     def _only_patches_changed(self, device: torch.device) -> bool:
         """Whether the model is loaded as this patcher wants it, but for patches that layers can take on and off."""
