@@ -17,7 +17,7 @@ from comfy_nodes.nodes._table import TABLE
 STANDARD = TABLE["UNETLoaderDisTorchMultiGPU"]
 LEGACY = TABLE["CLIPLoaderGGUFDisTorchMultiGPU"]
 DISTORCH2 = TABLE["UNETLoaderDisTorch2MultiGPU"]
-PLACED = [row for row in TABLE.values() if row.layout is not None and row.layout.places]
+PLACED = [node_id for node_id, row in TABLE.items() if row.layout is not None and row.layout.places]
 
 older_inputs = st.fixed_dictionaries(
     {},
@@ -33,14 +33,17 @@ older_inputs = st.fixed_dictionaries(
 
 
 @given(st.sampled_from(PLACED), older_inputs)
-def test_what_is_said_anew_asks_for_the_same(row: NodeRow, inputs: dict[str, Any]) -> None:
+def test_what_is_said_anew_asks_for_the_same(node_id: str, inputs: dict[str, Any]) -> None:
+    row = TABLE[node_id]
     said = rewrite_inputs(row, inputs, DEVICES)
-    assert set(said) <= {*row.input_names, "eject_models"}
+    if not isinstance(_outcome(row, inputs), str):
+        assert set(said) <= {*row.input_names, "eject_models"}
     assert _outcome(row, said) == _outcome(row, inputs)
 
 
 @given(st.sampled_from(PLACED), older_inputs)
-def test_saying_it_anew_twice_changes_nothing(row: NodeRow, inputs: dict[str, Any]) -> None:
+def test_saying_it_anew_twice_changes_nothing(node_id: str, inputs: dict[str, Any]) -> None:
+    row = TABLE[node_id]
     once = rewrite_inputs(row, inputs, DEVICES)
     assert rewrite_inputs(row, once, DEVICES) == once
 
@@ -71,13 +74,13 @@ def test_several_donors_become_a_text_where_the_list_can_say_one() -> None:
     assert said == {
         "compute_device": "cuda:0",
         "virtual_ram_gb": 6.0,
-        "expert_mode_allocations": "#cuda:0;6.0;cuda:1,cpu",
+        "expert_mode_allocations": "#cuda:0;6;cuda:1,cpu",
     }
 
 
 def test_a_donor_becomes_a_text_where_there_is_only_a_switch() -> None:
     said = rewrite_inputs(LEGACY, {"device": "cuda:0", "donor_device": "cuda:1"}, DEVICES)
-    assert said == {"device": "cuda:0", "expert_mode_allocations": "#cuda:0;4.0;cuda:1"}
+    assert said == {"device": "cuda:0", "expert_mode_allocations": "#cuda:0;4;cuda:1"}
 
 
 @pytest.mark.parametrize(("donor", "switch"), [("cpu", False), ("cuda:1,cpu", True)])

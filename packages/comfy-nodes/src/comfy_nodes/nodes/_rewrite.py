@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import alloc_spec
+from alloc_spec import AllocSpecError
 from comfy_nodes.nodes._controls import FIELD_OF, IGNORED, Controls, other_memory, read_controls
 from comfy_nodes.nodes._errors import NodeError
 from comfy_nodes.nodes._row import NodeRow
@@ -46,10 +48,11 @@ def rewrite_inputs(row: NodeRow, inputs: Mapping[str, Any], devices: Sequence[st
     linked = {name: value for name, value in said.items() if isinstance(value, list)}
     try:
         controls = read_controls({name: value for name, value in said.items() if name not in linked}, devices)
-    except NodeError:
+        declared = _declare(row, controls, devices)
+    except (NodeError, AllocSpecError):
         return moved
     links = {_declared(row, FIELD_OF[name]) or name: value for name, value in linked.items()}
-    return own | _declare(row, controls, devices) | links
+    return own | declared | links
 
 
 def _rewrite_node(node: Any, rows: Mapping[str, NodeRow], devices: Sequence[str]) -> Any:
@@ -114,8 +117,12 @@ def _one_donor(name: str | None, controls: Controls, devices: Sequence[str]) -> 
 
 
 def _wire(row: NodeRow, controls: Controls, devices: Sequence[str]) -> str:
-    """The controls as text, for donors that the declared input cannot say."""
+    """The controls as text, for donors that the declared input cannot say; empty when nothing is moved."""
     compute = controls.compute_device or devices[0]
     default = row.default_of(_declared(row, "virtual_ram_gb") or "")
     gigabytes = default if controls.virtual_ram_gb is None else controls.virtual_ram_gb
-    return f"#{compute};{gigabytes};{','.join(controls.donors or ())}"
+    if not isinstance(gigabytes, (int, float)) or not gigabytes:
+        return ""
+    return str(
+        alloc_spec.from_controls(compute_device=compute, virtual_ram_gb=gigabytes, donor_device=controls.donors or ())
+    )
