@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray_parallel.sequence._auto import Prediction
 
 
 class ParallelError(Exception):
@@ -120,3 +124,20 @@ class CommError(ParallelError):
 
 class SplitError(ParallelError):
     """A sampling run cannot be split by CFG or by data without changing its result."""
+
+
+class NotWorthItError(ParallelError):
+    """More ranks are predicted to gain too little.
+
+    Attributes:
+        prediction: of the best way to use them.
+        least_speedup: what was asked for.
+    """
+
+    def __init__(self, prediction: Prediction, least_speedup: float) -> None:
+        self.prediction = prediction
+        self.least_speedup = least_speedup
+        super().__init__(
+            f"{prediction.ranks} ranks gain too little, {least_speedup:g}x is asked for. {prediction}. "
+            "Use fewer ranks, a faster link or a larger picture, or name the split to use it all the same"
+        )

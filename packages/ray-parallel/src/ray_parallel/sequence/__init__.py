@@ -8,6 +8,7 @@ from ray_parallel._errors import (
     ChangedModelError,
     ClosedWorldError,
     CommError,
+    NotWorthItError,
     ParallelError,
     PlanError,
     PreflightError,
@@ -17,9 +18,11 @@ from ray_parallel._errors import (
     UnknownModelError,
 )
 from ray_parallel.sequence._attention import Kind, Mesh
+from ray_parallel.sequence._auto import Prediction, auto, predict
 from ray_parallel.sequence._canary import canary
 from ray_parallel.sequence._cfg import batch_split, cfg_split
 from ray_parallel.sequence._comm import Comm, GroupComm, Traffic
+from ray_parallel.sequence._cost import Link, Workload, forward_bytes, joining_bytes
 from ray_parallel.sequence._data import data_split
 from ray_parallel.sequence._engine import Parallel
 from ray_parallel.sequence._layout import Layout
@@ -54,13 +57,16 @@ __all__ = [
     "GroupComm",
     "Kind",
     "Layout",
+    "Link",
     "MaskKernel",
     "Mesh",
+    "NotWorthItError",
     "Opaque",
     "Parallel",
     "ParallelError",
     "Plan",
     "PlanError",
+    "Prediction",
     "PreflightError",
     "Ranges",
     "RefusedModelError",
@@ -72,14 +78,19 @@ __all__ = [
     "Traffic",
     "UncutAttentionError",
     "UnknownModelError",
+    "Workload",
+    "auto",
     "batch_split",
     "canary",
     "cfg_split",
     "data_split",
     "find",
+    "forward_bytes",
     "injection",
+    "joining_bytes",
     "name_of",
     "parallelize",
+    "predict",
     "run_threads",
     "signature_of",
 ]
