@@ -245,6 +245,7 @@ CASES = (
     Case(name="Wan: references", build=partial(wan, references=2)),
     Case(name="Wan: patch between the blocks", build=partial(wan, patch=True)),
     Case(name="Wan VACE: 45 tokens", build=partial(wan, vace=True)),
+    Case(name="Wan VACE: picture to video", build=partial(wan, vace=True, picture=True)),
     Case(name="Wan Camera: 45 tokens", build=partial(wan, camera=True)),
     Case(name="HunyuanVideo: text mask", build=partial(hunyuan_video, mask=True)),
     Case(

@@ -11,7 +11,14 @@ from sequence_tiny import Built, Case, normal, seeded, uniform
 
 
 def flux(
-    *, heads: int = 3, image: int = 35, text: int = 7, batch: int = 1, reference: int = 0, control: bool = False
+    *,
+    heads: int = 3,
+    image: int = 35,
+    text: int = 7,
+    batch: int = 1,
+    reference: int = 0,
+    control: bool = False,
+    lora_scale: bool = False,
 ) -> Built:
     """FLUX.1; `reference` tokens follow the image as in Kontext, `control` adds the residuals of a ControlNet."""
     width = heads * 16
@@ -42,6 +49,8 @@ def flux(
         arguments["controlnet_single_block_samples"] = [
             normal(batch, image + reference, width, seed=seed) for seed in (4, 5)
         ]
+    if lora_scale:
+        arguments["joint_attention_kwargs"] = {"scale": 1.0}
     return seeded(model), arguments
 
 
@@ -199,6 +208,7 @@ CASES = (
     Case(name="flux: 35 + 7 tokens, 3 heads", build=flux),
     Case(name="flux: batch 2, 2 text tokens", build=partial(flux, batch=2, text=2)),
     Case(name="flux: Kontext reference", build=partial(flux, reference=12)),
+    Case(name="flux: LoRA scale", build=partial(flux, lora_scale=True)),
     Case(name="flux: ControlNet", build=partial(flux, control=True)),
     Case(name="wan: 45 tokens, 3 heads", build=wan),
     Case(name="wan: 4 heads, 75 tokens", build=partial(wan, heads=4, frames=5)),

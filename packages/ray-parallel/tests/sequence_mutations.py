@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from sequence_ranks import on_threads
+from sequence_ranks import on_threads, threads
 from sequence_tiny import Built, Case
 
 from ray_parallel.sequence import ClosedWorldError, Entry, PlanError, Region
@@ -55,9 +55,6 @@ def _mistake(entry: Entry, place: int, argument: str, whole: list[str]) -> Mista
     return Mistake(where=where, argument=argument, entry=replace(entry, plan=replace(entry.plan, regions=regions)))
 
 
-Kind = Callable[[Entry], Iterator[Mistake]]
-
-
 def refusals(cases: Iterable[Case]) -> dict[str, bool]:
     """For every argument of every plan: whether a call that brings it is refused by its name when it is forgotten."""
     return _over(cases, forgotten, _refused_by_name)
@@ -68,14 +65,18 @@ def notices(cases: Iterable[Case]) -> dict[str, bool]:
     return _over(cases, taken_whole, _noticed)
 
 
-def _over(cases: Iterable[Case], kind: Kind, caught: Callable[[Mistake, Built], bool]) -> dict[str, bool]:
-    """Plant each mistake in the calls of all models that share a plan, until one of them tells."""
+def _over(
+    cases: Iterable[Case], kind: Callable[[Entry], Iterator[Mistake]], caught: Callable[[Mistake, Built], bool]
+) -> dict[str, bool]:
+    """Plant each mistake in the calls of all models that share a plan, until one of them tells; named by the first."""
     verdicts: dict[str, bool] = {}
+    names: dict[str, str] = {}
     for case in cases:
         built = case.build()
         entry = plan_for(built[0])
+        name = names.setdefault(entry.plan.digest(), case.architecture)
         for mistake in kind(entry):
-            key = f"{entry.plan.digest()[:6]} {mistake.where}"
+            key = f"{name}, {mistake.where}"
             if not verdicts.get(key, False):
                 verdicts[key] = mistake.entry is None or caught(mistake, built)
     return verdicts
@@ -84,7 +85,7 @@ def _over(cases: Iterable[Case], kind: Kind, caught: Callable[[Mistake, Built], 
 def _refused_by_name(mistake: Mistake, built: Built) -> bool:
     assert mistake.entry is not None
     try:
-        on_threads(built, mistake.entry, 2)
+        threads(built, mistake.entry, 2)
     except ClosedWorldError as error:
         return mistake.argument in error.arguments
     except PlanError as error:

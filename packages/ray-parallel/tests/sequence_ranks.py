@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,12 +57,16 @@ def on_rank(built: Built, entry: Entry, comm: Comm, kind: Kind) -> Tensor:
         return forward(model, arguments)
 
 
-def on_threads(built: Built, entry: Entry, ranks: int, kind: Kind = "ulysses") -> Parity:
-    """Run a built case on `ranks` threads and on one."""
+def threads(built: Built, entry: Entry, ranks: int, kind: Kind = "ulysses") -> list[Tensor]:
+    """What each of `ranks` threads gets."""
     model, arguments = built
-    reference = forward(model, arguments)
-    results = run_threads(ranks, lambda comm: on_rank((sharing_copy(model), arguments), entry, comm, kind))
-    return compare(results, reference)
+    return run_threads(ranks, lambda comm: on_rank((sharing_copy(model), arguments), entry, comm, kind))
+
+
+def on_threads(built: Built, entry: Entry, ranks: int, kind: Kind = "ulysses") -> Parity:
+    """Run a built case on one thread and on `ranks` of them."""
+    reference = forward(*built)
+    return compare(threads(built, entry, ranks, kind), reference)
 
 
 def compare(results: Sequence[Tensor], reference: Tensor) -> Parity:
@@ -72,51 +77,64 @@ def compare(results: Sequence[Tensor], reference: Tensor) -> Parity:
     )
 
 
-def on_processes(
-    cases: Sequence[Case], ranks: int, kinds: Sequence[Kind], folder: Path, timeout_s: float = 240
-) -> dict[tuple[str, Kind], Parity]:
-    """Run cases on `ranks` processes with gloo; `folder` is where they meet and leave their results.
+def on_processes(cases: Sequence[Case], folder: Path, timeout_s: float = 540) -> dict[tuple[str, Kind, int], Parity]:
+    """Run cases over the whole `GRID` on processes with gloo, which are grouped for each number of ranks.
+
+    Args:
+        cases: what every process builds and runs.
+        folder: where the processes meet and leave their results.
+        timeout_s: they are killed when they are not done by then.
 
     Raises:
-        TimeoutError: they are not done in time; they are killed.
+        TimeoutError: they were not.
         ProcessRaisedException: one of them failed; the others are ended.
     """
-    arguments = (ranks, list(cases), list(kinds), folder, timeout_s)
-    context = mp.spawn(_process, arguments, ranks, join=False)  # type: ignore[attr-defined, no-untyped-call]
+    processes = max(ranks for _, ranks in GRID)
+    arguments = (processes, list(cases), folder, timeout_s)
+    context = mp.spawn(_process, arguments, processes, join=False)  # type: ignore[attr-defined, no-untyped-call]
+    end = time.monotonic() + timeout_s
     try:
-        if not context.join(timeout_s, grace_period=5):
-            raise TimeoutError(f"{ranks} ranks did not finish {len(cases)} cases in {timeout_s:g} s")
+        while not context.join(max(0.0, end - time.monotonic())):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{processes} processes did not finish {len(cases)} cases in {timeout_s:g} s")
     finally:
         for process in context.processes:
             if process.is_alive():
                 process.kill()
             process.join()
-    results = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
+    saved = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
     return {
-        (case.name, kind): compare(
-            [result[case.name][kind] for result in results], results[0][case.name]["one process"]
+        (case.name, kind, ranks): compare(
+            [results[case.name, kind, ranks] for results in saved if (case.name, kind, ranks) in results],
+            saved[0][case.name],
         )
         for case in cases
-        for kind in kinds
+        for kind, ranks in GRID
     }
 
 
-def _process(rank: int, ranks: int, cases: list[Case], kinds: list[Kind], folder: Path, timeout_s: float) -> None:
-    """One rank: every case as one process and in every kind."""
-    torch.set_num_threads(1)
+def _process(rank: int, processes: int, cases: list[Case], folder: Path, timeout_s: float) -> None:
+    """One process: every case alone, and in every group that has the full number of ranks."""
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meeting",
         rank=rank,
-        world_size=ranks,
+        world_size=processes,
         timeout=timedelta(seconds=timeout_s / 2),
     )
-    comm = GroupComm()
-    results: dict[str, dict[str, Tensor]] = {}
+    world = GroupComm()
+    comms = {ranks: world.split(_groups(processes, ranks)) for ranks in sorted({ranks for _, ranks in GRID})}
+    results: dict[Any, Tensor] = {}
     for case in cases:
-        model, arguments = case.build()
-        results[case.name] = {"one process": forward(model, arguments)}
-        for kind in kinds:
-            results[case.name][kind] = on_rank((model, arguments), plan_for(model), comm, kind)
+        built = case.build()
+        results[case.name] = forward(*built)
+        for kind, ranks in GRID:
+            if comms[ranks].size == ranks:
+                results[case.name, kind, ranks] = on_rank(built, plan_for(built[0]), comms[ranks], kind)
     torch.save(results, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def _groups(processes: int, ranks: int) -> list[list[int]]:
+    """All processes in groups of `ranks` neighbours, the last one being what is left."""
+    return [list(range(first, min(first + ranks, processes))) for first in range(0, processes, ranks)]

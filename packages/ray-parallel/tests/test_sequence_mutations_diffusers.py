@@ -8,11 +8,18 @@ pytest.importorskip("diffusers")
 
 from sequence_diffusers import CASES
 from sequence_mutations import notices, refusals
+from sequence_tiny import first_of_each
+
+ARCHITECTURES = [case.architecture for case in first_of_each(CASES)]
 
 
-def test_every_argument_is_refused_by_its_name_when_it_is_forgotten() -> None:
-    assert [where for where, refused in refusals(CASES).items() if not refused] == []
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_argument_is_refused_by_its_name_when_it_is_forgotten(architecture: str) -> None:
+    cases = [case for case in CASES if case.architecture == architecture]
+    assert [where for where, refused in refusals(cases).items() if not refused] == []
 
 
-def test_every_cut_argument_is_noticed_when_it_is_called_whole() -> None:
-    assert [where for where, noticed in notices(CASES).items() if not noticed] == []
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_cut_argument_is_noticed_when_it_is_called_whole(architecture: str) -> None:
+    cases = [case for case in CASES if case.architecture == architecture]
+    assert [where for where, noticed in notices(cases).items() if not noticed] == []

@@ -1,4 +1,4 @@
-"""Arguments by name, however a module was called."""
+"""Arguments by name, however a module was called; what was given by position or by name stays so."""
 
 from __future__ import annotations
 
@@ -16,60 +16,66 @@ class Signature:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._signature = inspect.signature(module.forward)
-        self._rest = next((p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-        self._more = next((p.name for p in self._signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+        parameters = inspect.signature(module.forward).parameters.values()
+        stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        self._names = tuple(stars.get(parameter.kind, "") + parameter.name for parameter in parameters)
+        self._positional = [
+            parameter.name
+            for parameter in parameters
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        self._surplus = next((name for name in self._names if name.startswith("*") and name[1] != "*"), None)
 
     def names(self) -> tuple[str, ...]:
         """Parameter names in order; those that take any number carry their stars."""
-        stars = {self._rest: "**", self._more: "*"}
-        return tuple(stars.get(name, "") + name for name in self._signature.parameters)
+        return self._names
 
     def takes(self, name: str) -> bool:
         """Whether `name` is a parameter of its own."""
-        return name in self._signature.parameters and name not in (self._rest, self._more)
+        return name in self._names
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
-        """Give every argument its name."""
-        bound = self._signature.bind_partial(*args, **kwargs)
-        if self._rest is not None:
-            bound.arguments[self._rest] = dict(bound.arguments.get(self._rest, {}))
-        return Bound(bound, self._rest, self._more)
+        """Give every argument its name.
+
+        Raises:
+            TypeError: there are more positional arguments than the forward takes.
+        """
+        if len(args) > len(self._positional) and self._surplus is None:
+            raise TypeError(f"takes {len(self._positional)} positional arguments, but {len(args)} were given")
+        return Bound(self._positional[: len(args)], self._surplus, args, kwargs)
 
 
 class Bound:
-    """One call: arguments can be read and replaced by name, wherever they were given."""
+    """One call: arguments can be read and replaced by name, wherever they were given.
 
-    def __init__(self, bound: inspect.BoundArguments, rest: str | None, more: str | None) -> None:
-        self._bound = bound
-        self._rest = rest
-        self._more = more
+    A decorated forward may look for an argument among the named ones, so none ever changes its place.
+    """
+
+    def __init__(
+        self, positional: list[str], surplus: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._positional = positional
+        self._surplus = surplus
+        self._args = list(args)
+        self._kwargs = dict(kwargs)
 
     def given(self) -> dict[str, Any]:
         """Every argument that is not None; surplus positional ones under their starred name."""
-        named = {name: value for name, value in self._bound.arguments.items() if name not in (self._rest, self._more)}
-        if self._rest is not None:
-            named |= self._bound.arguments[self._rest]
-        if self._more is not None and self._bound.arguments.get(self._more):
-            named[f"*{self._more}"] = self._bound.arguments[self._more]
+        named = dict(zip(self._positional, self._args, strict=False)) | self._kwargs
+        surplus = tuple(self._args[len(self._positional) :])
+        if surplus:
+            named[str(self._surplus)] = surplus
         return {name: value for name, value in named.items() if value is not None}
 
     def replace(self, name: str, value: Any) -> None:
-        """Put `value` where `name` was given, or would be; surplus positional arguments go by their starred name."""
-        if name == f"*{self._more}":
-            self._bound.arguments[name[1:]] = tuple(value)
-        elif name in self._bound.signature.parameters or self._rest is None:
-            self._bound.arguments[name] = value
+        """Put `value` where `name` was given, or by name where it was not; surplus positional arguments as a tuple."""
+        if name in self._positional:
+            self._args[self._positional.index(name)] = value
+        elif name == self._surplus:
+            self._args[len(self._positional) :] = value
         else:
-            self._bound.arguments[self._rest][name] = value
+            self._kwargs[name] = value
 
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The call as a module takes it."""
-        ordered = {
-            name: self._bound.arguments[name]
-            for name in self._bound.signature.parameters
-            if name in self._bound.arguments
-        }
-        self._bound.arguments.clear()
-        self._bound.arguments.update(ordered)
-        return self._bound.args, self._bound.kwargs
+        return tuple(self._args), self._kwargs

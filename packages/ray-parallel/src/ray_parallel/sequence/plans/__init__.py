@@ -6,6 +6,9 @@ changed since its plan was written, is refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from torch import nn
 
 from ray_parallel._errors import RefusedModelError
@@ -18,7 +21,7 @@ __all__ = ["ENTRIES", "REFUSED", "plan_for"]
 ENTRIES: tuple[Entry, ...] = (*COMFYUI, *DIFFUSERS)
 """Every known model with its plan; an entry of yours goes beside them into `find`."""
 
-REFUSED: dict[str, str] = COMFYUI_REFUSED | DIFFUSERS_REFUSED
+REFUSED: Mapping[str, str] = MappingProxyType(COMFYUI_REFUSED | DIFFUSERS_REFUSED)
 """Models that are known not to be exact when their tokens are cut -> what they do."""
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ray_parallel.sequence._plan import Attn, Compressed, Control, Grid, Opaque, Plan, Ranges, Region, Rows, Seq
+from ray_parallel.sequence._plan import Attn, Compressed, Control, Grid, Opaque, Plan, Ranges, Region, Rows, Seq, Spec
 from ray_parallel.sequence._registry import Entry
 
 TEXT, IMAGE, VIDEO, ALL = Seq("txt"), Seq("img"), Seq("video"), Seq("all")
@@ -17,12 +17,11 @@ JOINT_ATTENTION = Attn(JOINT, JOINT)
 VIDEO_AND_TEXT = {"self_attn": Attn("video", "video"), "cross_attn": Attn("video")}
 
 
-def _wan(*lists: str) -> Plan:
+def _wan(*lists: str, args: Mapping[str, Spec], whole: tuple[str, ...] = ()) -> Plan:
     region = Region(
         blocks=lists,
-        args={"x": VIDEO, "freqs": VIDEO, "e": Rows("video", ndim=4)}
-        | ({"c": VIDEO} if "vace_blocks" in lists else {}),
-        whole=("context", "context_img_len"),
+        args={"x": VIDEO, "freqs": VIDEO, **args},
+        whole=("context", "context_img_len", *whole),
         out=VIDEO,
         attn=VIDEO_AND_TEXT,
         exit=("head", "x"),
@@ -30,8 +29,9 @@ def _wan(*lists: str) -> Plan:
     return Plan(regions=[region], patches={"double_block": {"img": VIDEO}})
 
 
-WAN = _wan("blocks")
-WAN_VACE = _wan("blocks", "vace_blocks")
+# Modulation of four dimensions is one row a frame; VACE has one timestep only.
+WAN = _wan("blocks", args={"e": Rows("video", ndim=4)})
+WAN_VACE = _wan("blocks", "vace_blocks", args={"c": VIDEO}, whole=("e",))
 
 _DOUBLE = Region(
     blocks="double_blocks",
