@@ -130,7 +130,7 @@ def _rank(rank: int, ranks: int, folder: Path, function: Callable[..., None], ar
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=20))
-    function(GroupComm(), *args)
+    function(GroupComm(timeout_s=20), *args)
     dist.destroy_process_group()
 
 

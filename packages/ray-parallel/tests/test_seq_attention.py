@@ -173,8 +173,7 @@ def test_bytes_moved_are_those_of_the_formula(kind: Kind, ranks: int) -> None:
         q, k, v = (layout.take(t, ("v",), 1) for t in qkv)
         mesh = mesh_of(comm, kind)
         attend(mesh, layout, Call(q=q, k=k, v=v, q_streams=("v",), kv_streams=("v",), kernel=plain))
-        ends = {id(end): end for end in (mesh.world, mesh.rows, mesh.ring) if end is not None}
-        return sum(end.traffic.total_bytes for end in ends.values())
+        return mesh.sent_bytes
 
     n_d = tokens * heads * dim * 4
     rows = 2
@@ -207,6 +206,15 @@ def test_two_dead_parts_stay_dead() -> None:
     merged = dead.merge(dead)
     assert not merged.out.any()
     assert (merged.lse == -torch.inf).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_masked_with_the_smallest_number_average_all_keys(kind: Kind) -> None:
+    qkv = tensors(11, 1, 25, 25, 4, 4)
+    mask = torch.zeros(1, 1, 25, 25)
+    mask[:, :, 1:6] = torch.finfo(torch.float32).min
+    streams = ("txt", "v")
+    close(parallel(kind, 4, {"txt": 3, "v": 22}, qkv, (streams, streams), mask), single(*qkv, mask))
 
 
 def test_values_may_be_wider_than_keys_and_rows_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

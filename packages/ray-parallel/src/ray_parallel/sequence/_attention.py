@@ -24,7 +24,7 @@ from ray_parallel._errors import PlanError
 from ray_parallel.sequence._comm import Comm
 from ray_parallel.sequence._exchange import from_heads, gather, to_heads
 from ray_parallel.sequence._layout import Layout, Span, cuts
-from ray_parallel.sequence._softmax import Part, partial_attention
+from ray_parallel.sequence._softmax import Part, partial_attention, without_drowned
 
 Kind = Literal["ulysses", "ring", "usp", "all_gather"]
 Kernel = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -163,6 +163,7 @@ def _ring(mesh: Mesh, layout: Layout, call: Call) -> Tensor:
     else:
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
     mask = _of_heads(_rows(call.mask, group.positions(call.q_streams, owned=True)), mine, call.q.shape[2])
+    q, mask = without_drowned(q, mask)
     places = [other.positions(call.kv_streams, owned=True) for other in groups]
     out = _around(ring, q, k, v, places, mask, call.scale)
     return from_heads(rows, group, out, heads, call.q_streams) if rows else out.transpose(1, 2)
@@ -199,7 +200,8 @@ def _whole_queries(comm: Comm, layout: Layout, call: Call) -> Tensor:
     """Every rank has these queries: each attends to the keys it owns, and all merge the parts in rank order."""
     k, v = (layout.contribution(tensor, call.kv_streams, 1).transpose(1, 2) for tensor in (call.k, call.v))
     own = layout.among([layout.rank], 0).positions(call.kv_streams, owned=True)
-    part = partial_attention(call.q.transpose(1, 2), k, v, _columns(call.mask, own), call.scale)
+    q, mask = without_drowned(call.q.transpose(1, 2), call.mask)
+    part = partial_attention(q, k, v, _columns(mask, own), call.scale)
     count = part.out.numel()
     flat = torch.cat([part.out.reshape(-1), part.lse.reshape(-1)])
     parts = (

@@ -33,6 +33,23 @@ class Part:
         return Part(other.out + (self.out - other.out) * weight, top + total.clamp_min(1.0).log())
 
 
+def without_drowned(q: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Queries and mask for attention in parts, when the mask may hide all keys by a huge finite number.
+
+    Scores drown in such a number and all keys weigh alike. So would the log-sum-exp, by which parts are merged: these
+    rows get no scores and no mask instead.
+
+    Args:
+        q: [B, H, S, D].
+        mask: of these queries over all keys of all parts.
+    """
+    if mask is None or mask.dtype == torch.bool:
+        return q, mask
+    highest = mask.amax(-1, keepdim=True)
+    drowned = (highest < -1e30) & (highest > -torch.inf)
+    return q.masked_fill(drowned, 0.0), mask.masked_fill(drowned, 0.0)
+
+
 def partial_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Part:
     """Softmax attention over the given keys, with its log-sum-exp.
 

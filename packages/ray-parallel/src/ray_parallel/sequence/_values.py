@@ -43,7 +43,7 @@ def layout_of(region: Region, arguments: Mapping[str, Any], *, ranks: int, rank:
             lengths.setdefault(leaf.streams[0], value.shape[leaf.dim] * _per_row(value, leaf))
             units[leaf.streams[0]] = _per_row(value, leaf)
         elif isinstance(leaf, Seq) and len(leaf.streams) == 1:
-            known = lengths.get(leaf.streams[0], 1)
+            known = lengths.get(leaf.streams[0], 0)
             lengths[leaf.streams[0]] = max(known, value.shape[leaf.dim])
     for value, leaf in pairs:
         if isinstance(leaf, Opaque):
