@@ -42,6 +42,7 @@ from ray_parallel.sequence._plan import (
 from ray_parallel.sequence._registry import Entry, find, name_of, signature_of
 from ray_parallel.sequence._rules import MaskKernel
 from ray_parallel.sequence._threads import ThreadComm, run_threads
+from ray_parallel.sequence._timestep import process_usp_timestep
 
 __all__ = [
     "Attn",
@@ -91,6 +92,7 @@ __all__ = [
     "name_of",
     "parallelize",
     "predict",
+    "process_usp_timestep",
     "run_threads",
     "signature_of",
 ]
