@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,18 +30,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="what a process leaves behind is read from /proc"),
 ]
 
-DRIVER = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from ray_parallel.workers import GroupOptions, Recipe, WorkerGroup, start_cluster
-from ray_parallel.workers._processes import descendants
-import os
-with start_cluster(workers=2) as cluster, WorkerGroup(cluster, Recipe(factory="worker_tasks:build")) as group:
-    group.start()
-    print(cluster.folder, *(one.pid for one in descendants(os.getpid())), flush=True)
-    group.call("worker_tasks:steps", {"count": 100000, "seconds": 0.05})
-"""
-
 
 def leftovers() -> tuple[set[str], set[str]]:
     """Temporary folders of clusters, and what lies in shared memory."""
@@ -67,8 +52,6 @@ def test_a_cluster_leaves_nothing_behind() -> None:
         assert len(started) > 4
         for pid, addresses in listening_addresses(one.pid for one in started | {this_process()}).items():
             assert addresses <= LOOPBACK, f"{pid} listens on {addresses}"
-        dashboards = [one for one in started if "dashboard.py" in one.command_line()]
-        assert all("--modules-to-load=UsageStatsHead" in one.command_line() or not dashboards for one in dashboards)
     # Neither the group nor the weights were closed: the cluster is what counts.
     assert [one for one in started if one.is_alive()] == []
     assert leftovers() == before
@@ -134,45 +117,7 @@ def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def test_nobody_answers() -> None:
-    code = (
-        "from ray_parallel.workers import connect_cluster, ClusterError\n"
-        "try:\n    connect_cluster('127.0.0.1:9')\n"
-        "except ClusterError as error:\n    print('refused:', error)\n"
-    )
-    environment = dict(os.environ) | {"RAY_gcs_rpc_server_reconnect_timeout_s": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, check=False
-    )
-    assert "refused: Ray does not start or answer" in done.stdout, done.stderr
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
-def test_an_interrupted_driver_takes_everything_with_it(how: signal.Signals) -> None:
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(Path(__file__).parent)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert driver.stdout is not None
-    line = driver.stdout.readline()
-    while line and "ray-parallel-" not in line:
-        line = driver.stdout.readline()
-    assert line, driver.communicate()[1]
-    folder, *pids = line.split()
-    found = [one for one in descendants(driver.pid) if str(one.pid) in pids]
-    assert len(found) == len(pids) > 4
-    time.sleep(0.3)
-    driver.send_signal(how)
-    driver.communicate(timeout=60)
-    assert driver.returncode != 0
-    give_up = time.monotonic() + 20
-    while any(one.is_alive() for one in found) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert [one.command_line() for one in found if one.is_alive()] == []
-    assert Path(folder).exists() == (how == signal.SIGKILL)
-    # What a killed driver could not remove, the next cluster does; and it works.
-    with start_cluster(workers=1) as cluster, WorkerGroup(cluster, options=GroupOptions(workers=1)) as workers:
-        assert not Path(folder).exists()
-        assert workers.call("worker_tasks:whoami")[0]["rank"] == 0
+def test_nobody_answers(running: Cluster) -> None:
+    with pytest.raises(ClusterError, match=r"nobody answers at 127.0.0.1:9 .*; check the address"):
+        connect_cluster("127.0.0.1:9")
+    assert not running.is_closed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,8 @@ from typing import Any
 
 from ._errors import ClusterError
 from ._folder import ClusterFolder
-from ._processes import Process, descendants, end
+from ._processes import Process, Watcher, descendants, end
+from ._rendezvous import split_address
 from ._sizes import memory_free_bytes, shm_free_bytes, store_bytes
 from ._store import StoreRoom
 
@@ -26,6 +28,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_LOOPBACKS = ("127.0.0.1", "localhost", "::1")
+_ANSWER_SECONDS = 10.0
 _END_SECONDS = 10.0
 
 
@@ -50,6 +54,7 @@ class Cluster:
         self.room = room
         self._ray = ray
         self._folder = folder
+        self._watcher = None if folder is None else Watcher(folder.path, _servers(folder))
         self._disconnects = disconnects
         self._environment = environment
         self._closed = False
@@ -75,6 +80,8 @@ class Cluster:
             return
         self._closed = True
         atexit.unregister(self.close)
+        if self._watcher is not None:
+            self._watcher.dismiss()
         started = _servers(self._folder) if self._folder is not None else ()
         if self._disconnects:
             self._ray.shutdown()
@@ -153,15 +160,19 @@ def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
     """Use a cluster that is already running.
 
     Args:
-        address: ``host:port`` of its head node, or ``"current"`` for the one that this process is connected to.
+        address: ``host:port`` of its head node, or ``"current"`` for the one that this process is connected to. The
+            token of the cluster is taken from where Ray keeps it (``RAY_AUTH_TOKEN``, ``~/.ray/auth_token``).
         namespace: Ray's namespace for the actors.
 
     Raises:
         ClusterError: nobody answers there, or this process is connected to another cluster.
     """
     environment = dict(os.environ)
-    with _ray_environment(("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)):
-        current = address == "current"
+    current = address == "current"
+    host = "" if current else _require_answer(address)
+    if not current and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    with _ray_environment(_ENVIRONMENT if host in _LOOPBACKS else ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)):
         ray = _import_ray(connected=current)
         if not current:
             _init(ray, address=address, namespace=namespace)
@@ -169,13 +180,32 @@ def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
     return Cluster(ray, room=StoreRoom(min(stores)), environment=environment, disconnects=not current)
 
 
+def _require_answer(address: str) -> str:
+    """The host of an address at which somebody listens. Ray itself would end this process when nobody does."""
+    host, port = split_address(address)
+    try:
+        socket.create_connection((host, port), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(
+            f"nobody answers at {address} ({error}); check the address, that the cluster runs, and that no firewall "
+            "is between"
+        ) from error
+    return host
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token here that shows a cluster who asks."""
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or (Path.home() / ".ray" / "auth_token").exists()
+
+
 def _init(ray: ModuleType, **arguments: Any) -> None:
     try:
         ray.init(**arguments, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(
-            f"Ray does not start or answer ({type(error).__name__}: {error}); check the address, and that this machine "
-            "has room for another process and its store"
+            f"Ray does not start or answer ({type(error).__name__}: {error}); check the address and the token of the "
+            "cluster, and that this machine has room for another process and its store"
         ) from error
 
 
@@ -193,10 +223,10 @@ def _import_ray(*, connected: bool = False) -> ModuleType:
 
 
 @contextmanager
-def _ray_environment(names: tuple[str, ...] = tuple(_ENVIRONMENT)) -> Iterator[Mapping[str, str]]:
+def _ray_environment(names: Iterable[str] = _ENVIRONMENT) -> Iterator[Mapping[str, str]]:
     """Set Ray's own variables while it is imported and started; its processes inherit them, this one keeps its own."""
     before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: _ENVIRONMENT[name] for name in names})
+    os.environ.update({name: _ENVIRONMENT[name] for name in before})
     try:
         yield _ENVIRONMENT
     finally:

@@ -22,7 +22,7 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, separator, port = address.rpartition(":")
     if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise InvalidRequestError(f'torch_dist_address {address!r} is no address; write "host:port", port 0 for any')
+        raise InvalidRequestError(f'{address!r} is no address; write "host:port"')
     return host.strip("[]"), int(port)
 
 

@@ -1,0 +1,114 @@
+"""A driver that is interrupted or killed, and a cluster of another process: real processes, real signals."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ray_parallel.workers import GroupOptions, WorkerGroup, start_cluster
+from ray_parallel.workers._processes import descendants
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="what a process leaves behind is read from /proc"),
+]
+
+TESTS = str(Path(__file__).parent)
+
+DRIVER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from ray_parallel.workers import GroupOptions, Recipe, WorkerGroup, start_cluster
+from ray_parallel.workers._processes import descendants
+import os
+with start_cluster(workers=2) as cluster, WorkerGroup(cluster, Recipe(factory="worker_tasks:build")) as group:
+    group.start()
+    print(cluster.folder, *(one.pid for one in descendants(os.getpid())), flush=True)
+    group.call("worker_tasks:steps", {"count": 100000, "seconds": 0.05})
+"""
+
+
+HEAD = """
+import sys
+from ray_parallel.workers import start_cluster
+with start_cluster(workers=1):
+    import ray
+    print("address", ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.readline()
+"""
+
+GUEST = """
+import os, sys
+from ray_parallel.workers import GroupOptions, WorkerGroup, connect_cluster
+options = GroupOptions(workers=2, environment={"PYTHONPATH": os.pathsep.join(sys.argv[2:])})
+with connect_cluster(sys.argv[1]) as cluster, WorkerGroup(cluster, options=options) as group:
+    assert not cluster.is_local
+    print("ranks", [answer["rank"] for answer in group.call("worker_tasks:whoami")])
+"""
+
+
+def words_after(process: subprocess.Popen[str], word: str) -> list[str]:
+    """The words of the first line that begins with one."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(word):
+            return line.split()
+    raise AssertionError(process.communicate()[1])
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_an_interrupted_driver_takes_everything_with_it(how: signal.Signals) -> None:
+    driver = start(DRIVER, TESTS)
+    folder, *pids = words_after(driver, "/")
+    found = [one for one in descendants(driver.pid) if str(one.pid) in pids]
+    assert len(found) == len(pids) > 4
+    time.sleep(0.3)
+    driver.send_signal(how)
+    driver.communicate(timeout=60)
+    assert driver.returncode != 0
+    give_up = time.monotonic() + 20
+    while any(one.is_alive() for one in found) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert [one.command_line() for one in found if one.is_alive()] == []
+    assert not Path(folder).exists()
+
+
+def test_the_next_cluster_works_and_takes_away_what_was_left(tmp_path: Path) -> None:
+    """Even where the watcher was killed too, as when a machine runs out of memory."""
+    driver = start(DRIVER, TESTS)
+    folder, *_ = words_after(driver, "/")
+    watchers = [one for one in descendants(driver.pid) if "tidy_up" in one.command_line()]
+    assert len(watchers) == 1
+    subprocess.run(["kill", "-9", str(watchers[0].pid), str(driver.pid)], check=True)
+    driver.communicate(timeout=60)
+    assert Path(folder).exists()
+    with start_cluster(workers=1) as cluster, WorkerGroup(cluster, options=GroupOptions(workers=1)) as workers:
+        assert not Path(folder).exists()
+        assert workers.call("worker_tasks:whoami")[0]["rank"] == 0
+
+
+def test_a_cluster_of_another_process_is_used_by_its_address() -> None:
+    head = start(HEAD)
+    try:
+        _, address = words_after(head, "address")
+        paths = [str(Path(path).absolute()) for path in sys.path if Path(path).is_dir()]
+        done = subprocess.run(
+            [sys.executable, "-c", GUEST, address, *paths], capture_output=True, text=True, timeout=200, check=False
+        )
+        assert "ranks [0, 1]" in done.stdout, done.stderr
+        assert head.poll() is None
+    finally:
+        head.communicate("done\n", timeout=60)
+    assert head.returncode == 0
