@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,14 @@ def test_dtypes_that_weights_are_not_computed_in_are_refused(dtype: torch.dtype)
         PackedTensor(tensor.packed, Q4_K, (256,), dtype=dtype)
 
 
+@pytest.fixture(params=[torch.enable_grad, torch.inference_mode], ids=["outside", "inside"])
+def inference(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Outside and inside of inference mode, in which torch does not take composite operations apart."""
+    with request.param():
+        yield
+
+
+@pytest.mark.usefixtures("inference")
 class TestConversions:
     def test_to_a_dtype_changes_what_it_dequantises_to_and_shares_the_blocks(self) -> None:
         tensor = packed("Q4_K", 4, 256)
@@ -342,6 +350,7 @@ class TestParameters:
         assert isinstance(module.weight, nn.Parameter)
 
 
+@pytest.mark.usefixtures("inference")
 @pytest.mark.parametrize(
     "operation",
     [

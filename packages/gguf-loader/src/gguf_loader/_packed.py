@@ -187,11 +187,15 @@ class PackedTensor(torch.Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         handler = HANDLERS.get(func)
-        if handler is None:
+        if handler is not None:
+            return handler(*args, **(kwargs or {}))
+        # In inference mode torch hands over composite operations (`to`, `reshape`) whole, elsewhere their parts.
+        result = func.decompose(*args, **(kwargs or {})) if torch.is_inference_mode_enabled() else NotImplemented
+        if result is NotImplemented:
             raise GgufPackedError(
                 f"{func} does not work on packed weights", remedy="call .dequantize() first, or use a GgufLinear"
             )
-        return handler(*args, **(kwargs or {}))
+        return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedTensor:
         return _as(self.with_blocks(self.packed.clone()), isinstance(self, torch.nn.Parameter))

@@ -94,7 +94,7 @@ def stored(packed: PackedTensor, dtype: torch.dtype, dequant_dtype: torch.dtype 
         dequant_dtype: type to round to first, or None.
     """
     if not HAS_LAYOUTS:
-        return packed.to(dtype)
+        return packed.with_blocks(packed.packed, dtype=dtype)
     _register()
     params = Blocks(
         orig_dtype=dtype,
