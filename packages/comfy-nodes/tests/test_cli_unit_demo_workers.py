@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,5 @@ def test_two_workers_give_the_latent_of_one_process(capsys: pytest.CaptureFixtur
     assert "weights by file, 2 workers hold" in out
     assert "0.0 MiB of it their own" in out
     assert "2 workers ... " in out
+    assert re.search(r"sent up to \d+\.\d\d MiB, exactly as the cost model counts", out), out
+    assert re.search(r"predicted for 2 devices .*: \d+ ms a step, 1\.\d\d x as fast", out), out

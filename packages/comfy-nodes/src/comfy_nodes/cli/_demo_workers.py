@@ -18,7 +18,17 @@ from comfy_nodes.cli._demo_run import Run, largest_difference
 from comfy_nodes.cli._exit import ExitCode, exits_with
 from comfy_nodes.cli._output import dots, human_seconds
 from ray_parallel import ParallelError, Runner, RunResult
-from ray_parallel.sequence import Attn, Plan, Region, Seq
+from ray_parallel.sequence import (
+    Attn,
+    Link,
+    Plan,
+    Region,
+    Seq,
+    Workload,
+    forward_bytes,
+    joining_bytes,
+    predict,
+)
 from ray_parallel.workers import GroupOptions, SharingReport
 
 PLAN = Plan(
@@ -33,6 +43,9 @@ PLAN = Plan(
     ]
 )
 """All that has to be known of the model to split it: its blocks take tokens, which only attention mixes."""
+
+LINK = Link()
+"""What the cost model was fitted to: two cards that talk through the host's PCIe slots."""
 
 DEADLINE_SECONDS = 180.0
 MIB = 1 << 20
@@ -93,27 +106,37 @@ def _report(
         f"(threads: {torch.get_num_threads()}); this machine has {os.cpu_count()} cores"
     )
     print(f"sharing: {sharing}")
-    sent = max(result.sent_bytes) / steps
-    formula = config.blocks * exchanged_bytes(config, workers)
+    work = workload(config, reference.steady_seconds)
+    counted = [
+        steps * (forward_bytes(work, "ulysses", workers, rank=rank) + joining_bytes(work, workers, rank=rank))
+        for rank in range(workers)
+    ]
+    exact = "exactly as" if counted == list(result.sent_bytes) else f"not the {max(counted) / MIB:.2f} MiB that are"
+    print(f"each worker sent up to {max(result.sent_bytes) / MIB:.2f} MiB, {exact} the cost model counts")
+    prediction = predict(work, LINK, sequence=workers, kind="ulysses")
     print(
-        f"each worker sends {sent / MIB:.2f} MiB a step; the exchange of heads and tokens, 4 N D (P-1)/P^2 numbers a "
-        f"block, makes up {formula / MIB:.2f} MiB of it"
+        f"predicted for {workers} devices as fast as one process here, linked by {LINK.bytes_per_second / 1e9:g} GB/s: "
+        f"{human_seconds(prediction.seconds)} a step, {prediction.speedup:.2f} x as fast"
     )
     print(f"relative difference to the single process: {relative:.1e}")
+
+
+def workload(config: DemoConfig, forward_seconds: float) -> Workload:
+    """The demo's model as the cost model sees it: one condition, float32."""
+    return Workload(
+        tokens=config.tokens,
+        heads=config.heads,
+        head_dim=config.width // config.heads,
+        layers=config.blocks,
+        forward_seconds=forward_seconds,
+        conditions=1,
+        element_bytes=torch.float32.itemsize,
+    )
 
 
 def _threads(workers: int) -> int:
     """Threads of a worker, so that all together use the cores that there are."""
     return max(1, (os.cpu_count() or 1) // workers)
-
-
-def exchanged_bytes(config: DemoConfig, workers: int) -> float:
-    """Bytes that a worker sends to the others for one block (Ulysses; Jacobs et al., 2023), in float32.
-
-    >>> exchanged_bytes(DemoConfig(width=320, image_size=32), 2)
-    327680.0
-    """
-    return 4 * config.tokens * config.width * (workers - 1) / workers**2 * torch.float32.itemsize
 
 
 def build(**shape: int) -> DemoTransformer:
