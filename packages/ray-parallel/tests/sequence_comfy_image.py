@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from sequence_host import host, options
-from sequence_tiny import Built, Case, normal, seeded, uniform
+from sequence_tiny import Built, Case, mix_tokens, normal, seeded, uniform
 
 
 def flux(
@@ -237,9 +238,16 @@ def sd3(*, dual: bool = False, control: bool = False, text: int = 7) -> Built:
     return seeded(model), arguments
 
 
+def patched(build: Callable[[], Built], *names: str) -> Built:
+    """The same call with patches of the host that mix all tokens."""
+    model, arguments = build()
+    return model, arguments | {"transformer_options": {"patches": {name: [mix_tokens] for name in names}}}
+
+
 CASES = (
     Case(name="Flux: 35 + 7 tokens, 3 heads", build=flux),
     Case(name="Flux: batch 2, 2 text tokens", build=partial(flux, batch=2, text=2)),
+    Case(name="Flux: patch before the blocks", build=partial(patched, flux, "post_input")),
     Case(name="Flux: dense mask", build=partial(flux, mask=True)),
     Case(name="Flux: ControlNet", build=partial(flux, control=True)),
     Case(name="Flux: two Kontext references", build=partial(flux, references=2)),
@@ -251,7 +259,12 @@ CASES = (
         name="Qwen-Image: references with timestep 0, ControlNet",
         build=partial(qwen_image, references=2, method="index_timestep_zero", control=True),
     ),
+    Case(
+        name="Qwen-Image: patches before and between the blocks",
+        build=partial(patched, qwen_image, "post_input", "double_block"),
+    ),
     Case(name="Z-Image: padding to 8", build=partial(lumina, padding=8)),
+    Case(name="Z-Image: patch in the refiner", build=partial(patched, partial(lumina, padding=8), "noise_refiner")),
     Case(name="Z-Image: references", build=partial(lumina, padding=8, references=2)),
     Case(name="Lumina 2: 4 heads, 2 key heads", build=partial(lumina, heads=4, key_heads=2)),
     Case(name="HiDream: 35 + 25 tokens", build=hidream),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from sequence_host import host, options
-from sequence_tiny import Built, Case, normal, seeded, uniform
+from sequence_tiny import Built, Case, mix_tokens, normal, seeded, uniform
 
 
 def wan(
@@ -57,14 +57,8 @@ def wan(
     if camera:
         arguments["camera_conditions"] = normal(1, 24, frames, 80, 48)
     if patch:
-        arguments["transformer_options"] = {"patches": {"double_block": [_mix_tokens]}}
+        arguments["transformer_options"] = {"patches": {"double_block": [mix_tokens]}}
     return seeded(model), arguments
-
-
-def _mix_tokens(state: dict[str, Any]) -> dict[str, Any]:
-    """A patch whose result depends on the order of all tokens."""
-    image = state["img"]
-    return {"img": image + 0.3 * image.roll(7, 1) * image.mean(1, keepdim=True)}
 
 
 def hunyuan_video(

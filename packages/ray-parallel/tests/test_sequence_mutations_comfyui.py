@@ -16,10 +16,12 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_every_argument_is_refused_by_its_name_when_it_is_forgotten() -> None:
     assert [where for where, refused in refusals(CASES).items() if not refused] == []
 
 
+@pytest.mark.slow
 def test_every_cut_argument_is_noticed_when_it_is_called_whole() -> None:
     # The host only ever says "all of the text" there, which means the same for a part of it.
     same = ["Flux, double_blocks: modulation_dims_txt"]

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import sequence_host
+import torch
 from sequence_comfy_image import CASES as IMAGE_CASES
 from sequence_comfy_image import flux
 from sequence_comfy_video import CASES as VIDEO_CASES
+from sequence_comfy_video import ltxav
 from sequence_ranks import GRID, LIMIT, on_processes, on_threads, threads
 from sequence_tiny import Case, first_of_each, normal
 
-from ray_parallel.sequence import ClosedWorldError, Kind, ParallelError
-from ray_parallel.sequence.plans import plan_for
+from ray_parallel.sequence import ClosedWorldError, Kind, ParallelError, UncutAttentionError
+from ray_parallel.sequence.plans import ENTRIES, REFUSED, plan_for
 
 CASES = (*IMAGE_CASES, *VIDEO_CASES)
 
@@ -46,6 +48,20 @@ def test_a_patch_inside_the_blocks_is_refused_by_its_name(name: str) -> None:
     arguments["transformer_options"] = {"patches": {name: [print]}}
     with pytest.raises(ClosedWorldError, match=name):
         threads((model, arguments), plan_for(model), 2)
+
+
+def test_perturbed_self_attention_is_refused() -> None:
+    model, arguments = ltxav()
+    arguments["transformer_options"] = {"stg_self_attn_blocks": (1,)}
+    with pytest.raises(UncutAttentionError, match=r"transformer_blocks\.1\.attn1"):
+        threads((model, arguments), plan_for(model), 2)
+
+
+def test_every_known_and_every_refused_class_is_there() -> None:
+    names = [entry.model for entry in ENTRIES if entry.model.startswith("comfy.")]
+    for name in [*names, *(name for name in REFUSED if name.startswith("comfy."))]:
+        module, _, kind = name.rpartition(".")
+        assert issubclass(getattr(sequence_host.host(module), kind), torch.nn.Module)
 
 
 def test_a_patch_that_replaces_blocks_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sequence_ranks import GRID, LIMIT, on_processes, on_threads, threads
 from sequence_tiny import Built, Case, first_of_each
 
 from ray_parallel.sequence import ClosedWorldError, Kind, UncutAttentionError
-from ray_parallel.sequence.plans import plan_for
+from ray_parallel.sequence.plans import ENTRIES, REFUSED, plan_for
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -46,6 +47,13 @@ def test_options_of_the_attention_are_refused(build: Callable[[], Built], option
     arguments[option] = {"ip_adapter_masks": torch.ones(1)}
     with pytest.raises(ClosedWorldError, match="joint_attention_kwargs"):
         threads((model, arguments), plan_for(model), 2)
+
+
+def test_every_known_and_every_refused_class_is_there() -> None:
+    names = [entry.model for entry in ENTRIES if entry.model.startswith("diffusers.")]
+    for name in [*names, *(name for name in REFUSED if name.startswith("diffusers."))]:
+        module, _, kind = name.rpartition(".")
+        assert issubclass(getattr(importlib.import_module(module), kind), torch.nn.Module)
 
 
 class Unseen:
