@@ -14,19 +14,18 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 from alloc_spec import parse
 from comfy_nodes.host import PlacementRequest
-from get_comfyui import find_comfyui
+from get_comfyui import find_comfyui, read_version
 
 GIB = 1 << 30
 CAPACITY_BYTES = 4 * GIB
 DEVICES = 4
-DIFFUSION = "diffusion_models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +34,11 @@ class Host:
 
     Attributes:
         models: folder with tiny models, in the host's layout.
+        name: of the architecture that most tests use; hosts before 0.33 accept no tiny Flux.
     """
 
     models: Path
+    name: str
 
     def module(self, name: str) -> Any:
         """A module of ComfyUI."""
@@ -48,25 +49,31 @@ class Host:
         """The host's memory management."""
         return self.module("comfy.model_management")
 
-    def diffusion(self, name: str) -> Path:
-        """Path of a diffusion model."""
-        return self.models / DIFFUSION / name
+    def diffusion(self, kind: str = "plain") -> Path:
+        """Path of the tiny diffusion model: plain (float32), bfloat16, packed (GGUF) or dense (its numbers)."""
+        endings = {
+            "plain": ".safetensors",
+            "bfloat16": "_bfloat16.safetensors",
+            "packed": "_q8_0.gguf",
+            "dense": "_q8_0_dense.safetensors",
+        }
+        return self.models / "diffusion_models" / f"tiny_{self.name}{endings[kind]}"
 
     def stock(self, path: Path, device: str = "npu:0", **options: Any) -> Any:
         """A diffusion model as the stock loader makes it, on one device."""
         placed = {"load_device": torch.device(device), "offload_device": torch.device("cpu")}
         return self.module("comfy.sd").load_diffusion_model(str(path), model_options={**placed, **options})
 
-    def lora(self, model: Any, strength: float, name: str = "flux") -> Any:
+    def lora(self, model: Any, strength: float) -> Any:
         """The model with the tiny LoRA of its architecture, as the stock LoRA node patches it."""
         weights = self.module("comfy.utils").load_torch_file(
-            str(self.models / "loras" / f"tiny_{name}_lora.safetensors")
+            str(self.models / "loras" / f"tiny_{self.name}_lora.safetensors")
         )
         return self.module("comfy.sd").load_lora_for_models(model, None, weights, strength, 0)[0]
 
-    def sample(self, model: Any, name: str = "flux", cfg: float = 1.0) -> torch.Tensor:
+    def sample(self, model: Any, name: str | None = None, cfg: float = 1.0) -> torch.Tensor:
         """Two steps of the stock sampler, seeded."""
-        tiny = importlib.import_module("comfyui_checkpoints").TINY_MODELS[name]
+        tiny = importlib.import_module("comfyui_checkpoints").TINY_MODELS[name or self.name]
         wanted = tiny.conditioning
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(tiny.latent_shape, generator=generator)
@@ -88,8 +95,9 @@ class Host:
         return [simdev.mem(index).used for index in range(DEVICES)]
 
     def free_all(self) -> None:
-        """What the host's `/free` does."""
-        self.management.unload_all_models()
+        """What the host's `/free` does, on every device; hosts before 0.23 free one."""
+        for index in range(DEVICES):
+            self.management.free_memory(1e30, torch.device("npu", index))
         gc.collect()
         self.management.cleanup_models()
 
@@ -105,13 +113,18 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Host:
     """ComfyUI and its tiny models; skipped, or failed where HOST_REQUIRED=1 says so, when it cannot be had."""
     folder = find_comfyui()
     if folder is None:
-        _missing("no ComfyUI checkout: set COMFYUI_PATH, or run tools/get_comfyui.py")
+        _give_up("no ComfyUI checkout: set COMFYUI_PATH, or run tools/get_comfyui.py")
     _start(str(folder))
     models = tmp_path_factory.mktemp("comfyui-models")
-    tasks = importlib.import_module("comfyui_checkpoints").writers()
-    for name in ("flux", "flux-lora", "flux-bf16", "flux-gguf", "vae"):
-        tasks[name](models)
-    return Host(models=models)
+    release = tuple(int(part) for part in read_version(folder).split(".")[:2])
+    name = "flux" if release >= (0, 33) else "wan"
+    tiny = importlib.import_module("comfyui_checkpoints")
+    for dtype in (torch.float32, torch.bfloat16):
+        tiny.write_diffusion_model(models, name, dtype)
+    tiny.write_gguf_twin(models, name)
+    tiny.write_lora(models, name)
+    tiny.write_vae(models)
+    return Host(models=models, name=name)
 
 
 @pytest.fixture
@@ -126,6 +139,14 @@ def host(comfyui: Host) -> Iterator[Host]:
     comfyui.free_all()
     assert comfyui.used() == [0] * DEVICES
     assert not simdev.take_violations()
+
+
+@pytest.fixture
+def sized(host: Host) -> Host:
+    """The host, for tests whose numbers of bytes are those of the tiny Flux."""
+    if host.name != "flux":
+        pytest.skip("this host accepts no tiny Flux, whose sizes the test is written for")
+    return host
 
 
 def write_model(host: Host, *names: str) -> None:
@@ -152,7 +173,7 @@ def _start(folder: str) -> None:
     try:
         simdev.install("npu", DEVICES, CAPACITY_BYTES, pretend_torch_npu=True)
     except (simdev.CompilerNotFoundError, simdev.InstallError) as error:
-        _missing(str(error))
+        _give_up(str(error))
     sys.path.insert(0, folder)
     arguments, sys.argv = sys.argv, ["main.py"]
     try:
@@ -164,7 +185,7 @@ def _start(folder: str) -> None:
     torch.set_grad_enabled(False)
 
 
-def _missing(reason: str) -> None:
+def _give_up(reason: str) -> NoReturn:
     if os.environ.get("HOST_REQUIRED") == "1":
         pytest.fail(f"HOST_REQUIRED=1, and there is no host\n{reason}", pytrace=False)
     pytest.skip(reason)

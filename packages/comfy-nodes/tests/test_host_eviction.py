@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from host_testing import CAPACITY_BYTES, Host, comfyui, host, names_of, request
+from host_testing import CAPACITY_BYTES, Host, comfyui, host, names_of, request, sized
 
 import simdev
 from comfy_nodes import host as adapter
 
-__all__ = ["comfyui", "host"]
-pytestmark = pytest.mark.host
+__all__ = ["comfyui", "host", "sized"]
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("sized")]
 
 SPEC = "npu:0,1mb;npu:1,1mb;npu:2,1mb;cpu,*"
 MIB = 1 << 20
 
 
 def placed(host: Host, spec: str = SPEC, device: str = "npu:0") -> Any:
-    return adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(spec, device)).value
+    return adapter.load_diffusion_model(host.diffusion(), request(spec, device)).value
 
 
 def loaded_on(host: Host) -> dict[str, int]:
@@ -122,13 +122,13 @@ def test_partial_unloading_and_loading_more(host: Host) -> None:
 
 @pytest.mark.parametrize("needs_more", [False, True])
 def test_eject_makes_the_room_that_the_plan_needs_and_no_more(host: Host, needs_more: bool) -> None:
-    others = [adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(None, "npu:1")).value]
+    others = [adapter.load_diffusion_model(host.diffusion(), request(None, "npu:1")).value]
     host.management.load_models_gpu(others)
     before = host.used()[1]
     assert before > MIB
     reserve = int(host.management.minimum_inference_memory())
     simdev.set_capacity(1, reserve + before + (1 << 19 if needs_more else 64 * MIB))
-    path = host.diffusion("tiny_flux.safetensors")
+    path = host.diffusion()
     adapter.load_diffusion_model(path, request("npu:0,0mb;npu:1,*", eject_models=True))
     assert (host.used()[1] < before) == needs_more
     simdev.set_capacity(1, CAPACITY_BYTES)

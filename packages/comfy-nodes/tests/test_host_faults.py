@@ -17,7 +17,7 @@ from device_placement import BudgetTooSmallError
 __all__ = ["comfyui", "host"]
 pytestmark = pytest.mark.host
 
-FLUX = "tiny_flux_bfloat16.safetensors"
+BF16 = "bfloat16"
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +29,19 @@ def test_a_device_of_another_machine(host: Host) -> None:
     with pytest.raises(
         adapter.UnknownDeviceError, match=r"'cuda:0' is not on this machine.*npu:0, npu:1.*cpu"
     ) as error:
-        adapter.load_diffusion_model(host.diffusion(FLUX), request("cuda:0,1mb;cpu,*", "cuda:0"))
+        adapter.load_diffusion_model(host.diffusion(BF16), request("cuda:0,1mb;cpu,*", "cuda:0"))
     assert error.value.known == ("npu:0", "npu:1", "npu:2", "npu:3", "cpu")
 
 
 @pytest.mark.parametrize("spec", ["npu:0,1mb;npu:7,*", "npu:0,1mb;cuda,*"])
 def test_a_donor_of_another_machine(host: Host, spec: str) -> None:
     with pytest.raises(adapter.UnknownDeviceError):
-        adapter.load_diffusion_model(host.diffusion(FLUX), request(spec))
+        adapter.load_diffusion_model(host.diffusion(BF16), request(spec))
 
 
 def test_a_compute_device_that_contradicts_the_allocation(host: Host) -> None:
     with pytest.raises(alloc_spec.ComputeDeviceError):
-        adapter.load_diffusion_model(host.diffusion(FLUX), request("#npu:1;1;cpu", "npu:0"))
+        adapter.load_diffusion_model(host.diffusion(BF16), request("#npu:1;1;cpu", "npu:0"))
 
 
 def test_a_donor_that_computes_cannot_be_written() -> None:
@@ -52,32 +52,32 @@ def test_a_donor_that_computes_cannot_be_written() -> None:
 def test_a_donor_that_is_too_small(host: Host) -> None:
     simdev.set_capacity(1, int(host.management.minimum_inference_memory()) + (1 << 20))
     with pytest.raises((alloc_spec.NoRoomError, BudgetTooSmallError), match="npu:1"):
-        adapter.load_diffusion_model(host.diffusion(FLUX), request("npu:0,0mb;npu:1,3mb;cpu,*"))
+        adapter.load_diffusion_model(host.diffusion(BF16), request("npu:0,0mb;npu:1,3mb;cpu,*"))
     simdev.set_capacity(1, CAPACITY_BYTES)
 
 
 def test_a_compute_device_that_is_too_small(host: Host) -> None:
     simdev.set_capacity(0, int(host.management.minimum_inference_memory()) + (1 << 20))
     with pytest.raises((alloc_spec.NoRoomError, BudgetTooSmallError), match="npu:0"):
-        adapter.load_diffusion_model(host.diffusion(FLUX), request("npu:0,3mb;cpu,*"))
+        adapter.load_diffusion_model(host.diffusion(BF16), request("npu:0,3mb;cpu,*"))
     simdev.set_capacity(0, CAPACITY_BYTES)
 
 
 def test_a_file_that_is_not_there(host: Host) -> None:
     with pytest.raises(adapter.ModelFileError, match=r"nothing\.safetensors"):
-        adapter.load_diffusion_model(host.diffusion("nothing.safetensors"), request("cpu,*"))
+        adapter.load_diffusion_model(host.models / "nothing.safetensors", request("cpu,*"))
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
 def test_a_file_that_is_cut_off(host: Host, tmp_path: Path, part: float) -> None:
     for name, load in (
-        (FLUX, adapter.load_diffusion_model),
-        ("tiny_flux_q8_0.gguf", adapter.load_gguf_diffusion_model),
+        (BF16, adapter.load_diffusion_model),
+        ("packed", adapter.load_gguf_diffusion_model),
     ):
         whole = host.diffusion(name).read_bytes()
-        path = tmp_path / name
+        path = tmp_path / host.diffusion(name).name
         path.write_bytes(whole[: int(len(whole) * part)])
-        with pytest.raises(adapter.ModelFileError, match=name):
+        with pytest.raises(adapter.ModelFileError, match=path.name):
             load(path, request("npu:0,1mb;cpu,*"))
 
 
@@ -92,18 +92,18 @@ def test_a_file_of_something_else(host: Host, tmp_path: Path) -> None:
 
 
 def test_a_lora_in_the_place_of_a_model(host: Host) -> None:
-    path = host.models / "loras" / "tiny_flux_lora.safetensors"
+    path = host.models / "loras" / f"tiny_{host.name}_lora.safetensors"
     with pytest.raises(adapter.ModelFileError, match="architecture"):
         adapter.load_diffusion_model(path, request(None))
 
 
 def test_a_text_encoder_in_the_place_of_a_quantised_model(host: Host) -> None:
     with pytest.raises(adapter.ModelFileError, match="type"):
-        adapter.load_gguf_diffusion_model(host.diffusion("tiny_flux_q8_0.gguf"), request(None), dequant_dtype="int3")
+        adapter.load_gguf_diffusion_model(host.diffusion("packed"), request(None), dequant_dtype="int3")
 
 
 def test_after_a_refusal_the_same_file_loads(host: Host) -> None:
     with pytest.raises(adapter.UnknownDeviceError):
-        adapter.load_diffusion_model(host.diffusion(FLUX), request("npu:9,*"))
-    model = adapter.load_diffusion_model(host.diffusion(FLUX), request("npu:0,1mb;cpu,*")).value
+        adapter.load_diffusion_model(host.diffusion(BF16), request("npu:9,*"))
+    model = adapter.load_diffusion_model(host.diffusion(BF16), request("npu:0,1mb;cpu,*")).value
     assert host.sample(model).isfinite().all()

@@ -8,16 +8,16 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from host_testing import Host, comfyui, host, request
+from host_testing import Host, comfyui, host, request, sized
 from safetensors.torch import save_file
 
 from comfy_nodes import host as adapter
 from gguf_loader import PackedTensor, type_by_name
 
-__all__ = ["comfyui", "host"]
+__all__ = ["comfyui", "host", "sized"]
 pytestmark = pytest.mark.host
 
-PACKED, DENSE = "tiny_flux_q8_0.gguf", "tiny_flux_q8_0_dense.safetensors"
+PACKED, DENSE = "packed", "dense"
 SPECS = (None, "npu:0,500kb;npu:1,500kb;cpu,*", "npu:0,0mb;npu:1,*", "#npu:0;4;cpu")
 
 
@@ -29,7 +29,7 @@ def test_a_packed_model_samples_what_its_dense_twin_samples(host: Host, spec: st
     assert torch.equal(host.sample(model), expected)
 
 
-def test_weights_stay_packed_and_are_counted_as_packed(host: Host) -> None:
+def test_weights_stay_packed_and_are_counted_as_packed(sized: Host, host: Host) -> None:
     path = host.diffusion(PACKED)
     loaded = adapter.load_gguf_diffusion_model(path, request("npu:0,500kb;npu:1,*"))
     host.sample(loaded.value)
@@ -52,7 +52,7 @@ def test_plain_and_packed_files_are_reported_in_the_same_tables(host: Host) -> N
 
 
 @pytest.mark.parametrize("dequant_dtype", ["target", "float32", "bfloat16", "float16"])
-def test_the_type_of_dequantisation(host: Host, dequant_dtype: str) -> None:
+def test_the_type_of_dequantisation(sized: Host, host: Host, dequant_dtype: str) -> None:
     model = adapter.load_gguf_diffusion_model(host.diffusion(PACKED), request(None), dequant_dtype=dequant_dtype).value
     sampled = host.sample(model)
     host.free_all()
@@ -64,7 +64,7 @@ def test_the_type_of_dequantisation(host: Host, dequant_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("patch_dtype", ["target", "float32", "bfloat16"])
-def test_the_type_of_patches(host: Host, patch_dtype: str) -> None:
+def test_the_type_of_patches(sized: Host, host: Host, patch_dtype: str) -> None:
     path = host.diffusion(PACKED)
     model = adapter.load_gguf_diffusion_model(path, request(None), patch_dtype=patch_dtype).value
     patched = host.sample(host.lora(model, 1.0))
@@ -109,7 +109,7 @@ def test_a_missing_weight_is_reported_as_missing(host: Host) -> None:
     assert torch.equal(layer(torch.ones(1, 4)), torch.ones(1, 4))
 
 
-def test_the_layout_refuses_to_quantise(host: Host) -> None:
+def test_the_layout_refuses_to_quantise(sized: Host, host: Host) -> None:
     from comfy_nodes.host import _gguf_layout
 
     with pytest.raises(TypeError, match="keep them dense"):

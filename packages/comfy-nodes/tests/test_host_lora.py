@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from host_testing import Host, comfyui, host, request
+from host_testing import Host, comfyui, host, request, sized
 
 import simdev
 from comfy_nodes import host as adapter
 
-__all__ = ["comfyui", "host"]
+__all__ = ["comfyui", "host", "sized"]
 pytestmark = pytest.mark.host
 
 SPECS = ("npu:0,1mb;npu:1,1mb;cpu,*", "npu:0,0mb;npu:1,*", "cpu,*")
@@ -20,7 +20,7 @@ SPECS = ("npu:0,1mb;npu:1,1mb;cpu,*", "npu:0,0mb;npu:1,*", "cpu,*")
 @pytest.mark.parametrize("weight_dtype", ["default", "fp8_e4m3fn"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_lora_gives_the_picture_of_a_single_device(host: Host, spec: str, weight_dtype: str) -> None:
-    path = host.diffusion("tiny_flux.safetensors")
+    path = host.diffusion()
     options: dict[str, Any] = {} if weight_dtype == "default" else {"dtype": torch.float8_e4m3fn}
     stock = host.stock(path, **options)
     expected = {strength: host.sample(host.lora(stock, strength)) for strength in (1.0, 0.5)}
@@ -34,14 +34,14 @@ def test_a_lora_gives_the_picture_of_a_single_device(host: Host, spec: str, weig
 
 
 def test_two_loras_and_their_order(host: Host) -> None:
-    path = host.diffusion("tiny_flux.safetensors")
+    path = host.diffusion()
     expected = host.sample(host.lora(host.lora(host.stock(path), 0.7), -0.3))
     model = adapter.load_diffusion_model(path, request(SPECS[0])).value
     assert torch.equal(host.sample(host.lora(host.lora(model, 0.7), -0.3)), expected)
 
 
 def test_a_change_of_strength_moves_no_weight_of_a_donor(host: Host) -> None:
-    model = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request("npu:0,0mb;npu:1,*")).value
+    model = adapter.load_diffusion_model(host.diffusion(), request("npu:0,0mb;npu:1,*")).value
     host.sample(host.lora(model, 1.0))
     changed = host.lora(model, 0.5)
     simdev.reset()
@@ -49,8 +49,8 @@ def test_a_change_of_strength_moves_no_weight_of_a_donor(host: Host) -> None:
     assert simdev.links() == ()
 
 
-def test_a_change_of_strength_touches_what_the_lora_patches_and_nothing_else(host: Host) -> None:
-    model = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(SPECS[0])).value
+def test_a_change_of_strength_touches_what_the_lora_patches_and_nothing_else(sized: Host, host: Host) -> None:
+    model = adapter.load_diffusion_model(host.diffusion(), request(SPECS[0])).value
     first = host.lora(model, 1.0)
     host.sample(first)
     patched = set(first.backup)
@@ -71,7 +71,7 @@ def test_a_change_of_strength_touches_what_the_lora_patches_and_nothing_else(hos
 
 
 def test_taking_a_lora_off_restores_every_weight(host: Host) -> None:
-    model = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(SPECS[0])).value
+    model = adapter.load_diffusion_model(host.diffusion(), request(SPECS[0])).value
     host.management.load_models_gpu([model])
     before = {name: tensor.cpu() for name, tensor in model.model.state_dict().items()}
     host.sample(host.lora(model, 1.0))
@@ -82,7 +82,7 @@ def test_taking_a_lora_off_restores_every_weight(host: Host) -> None:
 
 
 def test_a_lora_never_writes_to_a_donors_weight(host: Host) -> None:
-    model = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(SPECS[0])).value
+    model = adapter.load_diffusion_model(host.diffusion(), request(SPECS[0])).value
     before = {name: layer.weight.clone().cpu() for name, layer in model.lent_layers()}
     host.sample(host.lora(model, 1.0))
     assert all(torch.equal(before[name], layer.weight.cpu()) for name, layer in model.lent_layers())
@@ -90,9 +90,9 @@ def test_a_lora_never_writes_to_a_donors_weight(host: Host) -> None:
 
 @pytest.mark.parametrize("spec", [None, *SPECS])
 def test_a_lora_on_packed_weights_equals_one_on_their_dense_twin(host: Host, spec: str | None) -> None:
-    stock = host.stock(host.diffusion("tiny_flux_q8_0_dense.safetensors"))
+    stock = host.stock(host.diffusion("dense"))
     plain, expected = host.sample(stock), host.sample(host.lora(stock, 0.8))
     host.free_all()
-    model = adapter.load_gguf_diffusion_model(host.diffusion("tiny_flux_q8_0.gguf"), request(spec)).value
+    model = adapter.load_gguf_diffusion_model(host.diffusion("packed"), request(spec)).value
     assert torch.equal(host.sample(host.lora(model, 0.8)), expected)
     assert torch.equal(host.sample(model), plain)

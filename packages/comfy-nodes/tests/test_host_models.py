@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from host_testing import Host, comfyui, host, request, write_model
+from host_testing import Host, comfyui, host, request, sized, write_model
 
 from comfy_nodes import host as adapter
 
-__all__ = ["comfyui", "host"]
+__all__ = ["comfyui", "host", "sized"]
 pytestmark = pytest.mark.host
 
 SPECS = (
@@ -27,7 +27,7 @@ MODEL_OWN_BYTES = 40_000
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("name", ["tiny_flux.safetensors", "tiny_flux_bfloat16.safetensors"])
+@pytest.mark.parametrize("name", ["plain", "bfloat16"])
 def test_a_placed_model_samples_what_the_stock_loader_samples(host: Host, name: str, spec: str) -> None:
     expected = host.sample(host.stock(host.diffusion(name)))
     host.free_all()
@@ -37,8 +37,8 @@ def test_a_placed_model_samples_what_the_stock_loader_samples(host: Host, name: 
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_device_holds_what_the_plan_says(host: Host, spec: str) -> None:
-    loaded = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(spec))
+def test_every_device_holds_what_the_plan_says(sized: Host, host: Host, spec: str) -> None:
+    loaded = adapter.load_diffusion_model(host.diffusion(), request(spec))
     host.management.load_models_gpu([loaded.value])
     plan = loaded.reports[0].plan
     assert plan is not None
@@ -52,8 +52,8 @@ def test_every_device_holds_what_the_plan_says(host: Host, spec: str) -> None:
 
 
 @pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2"])
-def test_the_core_loaders_types_are_honoured(host: Host, weight_dtype: str) -> None:
-    path = host.diffusion("tiny_flux.safetensors")
+def test_the_core_loaders_types_are_honoured(sized: Host, host: Host, weight_dtype: str) -> None:
+    path = host.diffusion()
     options: dict[str, Any] = {"dtype": torch.float8_e5m2 if weight_dtype == "fp8_e5m2" else torch.float8_e4m3fn}
     fast: dict[str, Any] = {"fp8_optimizations": True} if weight_dtype.endswith("fast") else {}
     expected = host.sample(host.stock(path, **options, **fast))
@@ -68,7 +68,7 @@ def test_the_core_loaders_types_are_honoured(host: Host, weight_dtype: str) -> N
 @pytest.mark.parametrize("name", ["wan", "ltxv", "sd15"])
 def test_other_architectures_sample_the_same(host: Host, name: str) -> None:
     write_model(host, name)
-    path = host.diffusion(f"tiny_{name}.safetensors")
+    path = host.models / "diffusion_models" / f"tiny_{name}.safetensors"
     expected = host.sample(host.stock(path), name)
     host.free_all()
     for spec in ("npu:0,30%;npu:1,30%;cpu,40%", "npu:1,50%;npu:2,50%"):
@@ -79,7 +79,7 @@ def test_other_architectures_sample_the_same(host: Host, name: str) -> None:
 
 @pytest.mark.parametrize("device", ["npu:2", "cpu"])
 def test_a_plain_load_goes_to_the_device_that_is_asked_for(host: Host, device: str) -> None:
-    path = host.diffusion("tiny_flux.safetensors")
+    path = host.diffusion()
     loaded = adapter.load_diffusion_model(path, request(None, device))
     expected = host.sample(host.stock(path, device))
     assert torch.equal(host.sample(loaded.value), expected)
@@ -88,20 +88,20 @@ def test_a_plain_load_goes_to_the_device_that_is_asked_for(host: Host, device: s
 
 
 def test_without_a_device_the_host_chooses(host: Host) -> None:
-    model = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(None, None)).value  # type: ignore[arg-type]
+    model = adapter.load_diffusion_model(host.diffusion(), request(None, None)).value  # type: ignore[arg-type]
     assert model.load_device.type == "npu"
 
 
-def test_a_donor_may_serve_a_model_that_computes_on_the_cpu(host: Host) -> None:
-    path = host.diffusion("tiny_flux.safetensors")
+def test_a_donor_may_serve_a_model_that_computes_on_the_cpu(sized: Host, host: Host) -> None:
+    path = host.diffusion()
     expected = host.sample(host.stock(path, "cpu"))
     model = adapter.load_diffusion_model(path, request("npu:1,1mb;cpu,*", "cpu")).value
     assert torch.equal(host.sample(model), expected)
     assert host.used()[1] > 2**20
 
 
-def test_loading_and_freeing_twenty_times_leaks_nothing(host: Host) -> None:
-    path = host.diffusion("tiny_flux.safetensors")
+def test_loading_and_freeing_twenty_times_leaks_nothing(sized: Host, host: Host) -> None:
+    path = host.diffusion()
     known: set[int] = set()
     for turn in range(20):
         model = adapter.load_diffusion_model(path, request("npu:0,1mb;npu:1,1mb;cpu,*")).value

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from host_testing import Host, comfyui, host, request
+from host_testing import Host, comfyui, host, request, sized
 
 from comfy_nodes import host as adapter
 
-__all__ = ["comfyui", "host"]
-pytestmark = pytest.mark.host
+__all__ = ["comfyui", "host", "sized"]
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("sized")]
 
 SPEC = "npu:0,1mb;npu:1,1mb;npu:2,1mb;cpu,*"
 
@@ -22,7 +22,7 @@ def nodes(host: Host) -> Any:
 
 
 def placed(host: Host) -> Any:
-    return adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(SPEC)).value
+    return adapter.load_diffusion_model(host.diffusion(), request(SPEC)).value
 
 
 def test_a_deep_clone_computes_elsewhere_with_donors_of_its_own(host: Host, nodes: Any) -> None:
@@ -47,7 +47,7 @@ def test_the_split_of_cfg_gives_what_it_gives_on_a_stock_model(host: Host, nodes
     def split(model: Any) -> torch.Tensor:
         return host.sample(nodes.MultiGPUCFGSplitNode.execute(model, 2).result[0], cfg=3.0)
 
-    expected = split(host.stock(host.diffusion("tiny_flux.safetensors")))
+    expected = split(host.stock(host.diffusion()))
     host.free_all()
     assert torch.equal(split(placed(host)), expected)
 
@@ -57,15 +57,15 @@ def test_select_model_device_gives_what_it_gives_on_a_stock_model(host: Host, no
     def selected(model: Any) -> torch.Tensor:
         return host.sample(nodes.SelectModelDeviceNode.execute(model, choice).result[0])
 
-    expected = selected(host.stock(host.diffusion("tiny_flux.safetensors")))
+    expected = selected(host.stock(host.diffusion()))
     host.free_all()
     model = placed(host)
     assert torch.equal(selected(model), expected)
-    assert torch.equal(host.sample(model), host.sample(host.stock(host.diffusion("tiny_flux.safetensors"))))
+    assert torch.equal(host.sample(model), host.sample(host.stock(host.diffusion())))
 
 
 def test_a_packed_model_is_cloned_packed(host: Host, nodes: Any) -> None:
-    path = host.diffusion("tiny_flux_q8_0.gguf")
+    path = host.diffusion("packed")
     model = adapter.load_gguf_diffusion_model(path, request("npu:0,500kb;npu:1,500kb;cpu,*")).value
     expected = host.sample(model)
     clone = model.deepclone_multigpu(new_load_device=torch.device("npu:2"))

@@ -79,7 +79,7 @@ def test_a_file_that_is_no_vae(host: Host) -> None:
     from comfy_nodes.host._parts import load_vae_file
 
     with pytest.raises(adapter.ModelFileError, match="VAE"):
-        load_vae_file(host.diffusion("tiny_flux.safetensors"), request(None))
+        load_vae_file(host.diffusion(), request(None))
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def control_file(comfyui: Host) -> Path:
 def controlled(host: Host, control: Any, device: str) -> torch.Tensor:
     """Two steps of the tiny SD 1.5 under a control."""
     write_model(host, "sd15")
-    model = host.stock(host.diffusion("tiny_sd15.safetensors"), device)
+    model = host.stock(host.models / "diffusion_models" / "tiny_sd15.safetensors", device)
     hint = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     text = torch.randn(1, 7, 768, generator=torch.Generator().manual_seed(3))
     prompt = [[text, {"control": control.copy().set_cond_hint(hint, 1.0), "control_apply_to_uncond": True}]]
@@ -194,7 +194,7 @@ def test_a_control_net_waits_on_its_device_and_works_where_the_sampler_does(
 
 def test_a_file_that_is_no_control_net(host: Host) -> None:
     with pytest.raises(adapter.ModelFileError, match="ControlNet"):
-        adapter.load_controlnet(host.diffusion("tiny_flux.safetensors"), request(None))
+        adapter.load_controlnet(host.diffusion(), request(None))
 
 
 @pytest.mark.slow

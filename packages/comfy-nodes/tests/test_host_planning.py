@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from host_testing import Host, comfyui, host, request
+from host_testing import Host, comfyui, host, request, sized
 
 import simdev
 from comfy_nodes import host as adapter
 from device_placement import PlacementPlan
 
-__all__ = ["comfyui", "host"]
-pytestmark = pytest.mark.host
+__all__ = ["comfyui", "host", "sized"]
+pytestmark = [pytest.mark.host, pytest.mark.usefixtures("sized")]
 
-BF16 = "tiny_flux_bfloat16.safetensors"
-PACKED = "tiny_flux_q8_0.gguf"
+BF16 = "bfloat16"
+PACKED = "packed"
 
 
 def homes_of(plan: PlacementPlan) -> dict[str, str]:
@@ -76,7 +76,7 @@ def test_the_prediction_says_from_when_on_placement_costs_nothing(host: Host) ->
 
 
 def test_what_other_models_hold_counts_as_free(host: Host) -> None:
-    other = adapter.load_diffusion_model(host.diffusion("tiny_flux.safetensors"), request(None)).value
+    other = adapter.load_diffusion_model(host.diffusion(), request(None)).value
     before = adapter.plan_file(host.diffusion(BF16), request("npu:0,1mb;cpu,*")).hardware
     host.management.load_models_gpu([other])
     after = adapter.plan_file(host.diffusion(BF16), request("npu:0,1mb;cpu,*")).hardware

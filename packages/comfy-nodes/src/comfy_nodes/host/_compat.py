@@ -6,12 +6,14 @@ ComfyUI grew the features below between 0.3.64 and 0.33. Each probe looks for th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.lora
 import comfy.model_management as management
 import comfy.model_patcher
+import comfy.ops
 import comfy.utils
 import torch
 
@@ -61,6 +63,25 @@ def patch_dtype(device: torch.device | None) -> torch.dtype:
     """Type in which the host adds patches to weights on a device."""
     probe = getattr(management, "lora_compute_dtype", None)
     return torch.float32 if probe is None else probe(device)
+
+
+@contextmanager
+def cast_weights(layer: Any, input: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """A layer's weight and bias on the device and in the type of its input, for as long as they are used."""
+    if not accepts(comfy.ops.cast_bias_weight, "offloadable"):
+        yield comfy.ops.cast_bias_weight(layer, input)
+        return
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, input, offloadable=True)
+    yield weight, bias
+    comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def aim(patcher: Any, options: Mapping[str, Any]) -> Any:
+    """Make a fresh patcher load to the device of the model options, where its loader did not look at them."""
+    for name in ("load_device", "offload_device"):
+        if name in options:
+            setattr(patcher, name, options[name])
+    return patcher
 
 
 def stream_count() -> int:

@@ -129,7 +129,7 @@ def reload_gguf(
             "choose a diffusion model; text encoders have loaders of their own",
         )
     patcher.cached_patcher_init = (reload_gguf, (path, options, dequant_dtype))
-    return patcher
+    return _compat.aim(patcher, options)
 
 
 def _text_encoder(path: str | Path) -> dict[str, torch.Tensor]:

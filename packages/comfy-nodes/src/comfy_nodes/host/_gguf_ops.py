@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from comfy_nodes.host import _compat
 from comfy_nodes.host._gguf_layout import HAS_LAYOUTS, packed_of, stored
 from gguf_loader import DequantConfig, PackedTensor, packed_embedding
 
@@ -98,11 +99,8 @@ class _Packed:
         """Compute with dense weights, brought to the device and type of the input, patched."""
         packed = packed_of(self.weight)
         if packed is None or HAS_LAYOUTS:
-            weight, bias, stream = comfy.ops.cast_bias_weight(self, input, offloadable=True)
-            dense = weight if packed_of(weight) is None else weight.dequantize()
-            result = compute(input, dense, bias)
-            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
-            return result
+            with _compat.cast_weights(self, input) as (weight, bias):
+                return compute(input, weight if packed_of(weight) is None else weight.dequantize(), bias)
         there = packed.with_blocks(packed.packed.to(input.device))
         weight = there.dequantize(self.rounding or input.dtype).to(input.dtype)
         for change in self.weight_function:

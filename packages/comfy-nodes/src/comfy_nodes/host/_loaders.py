@@ -210,7 +210,7 @@ def _diffusion_model(
         )
     factory = reload_diffusion_model if is_classic else comfy.sd.load_diffusion_model
     patcher.cached_patcher_init = (factory, (path, options))
-    return patcher
+    return _compat.aim(patcher, options)
 
 
 def _text_encoder_options(request: PlacementRequest) -> dict[str, Any]:
