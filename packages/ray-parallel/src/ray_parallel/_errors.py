@@ -141,3 +141,7 @@ class NotWorthItError(ParallelError):
             f"{prediction.ranks} ranks gain too little, {least_speedup:g}x is asked for. {prediction}. "
             "Use fewer ranks, a faster link or a larger picture, or name the split to use it all the same"
         )
+
+
+class DeriveError(PlanError):
+    """No plan could be derived from a model, or none that holds."""

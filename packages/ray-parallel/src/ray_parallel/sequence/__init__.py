@@ -8,6 +8,7 @@ from ray_parallel._errors import (
     ChangedModelError,
     ClosedWorldError,
     CommError,
+    DeriveError,
     NotWorthItError,
     ParallelError,
     PlanError,
@@ -39,6 +40,8 @@ from ray_parallel.sequence._plan import (
     Rows,
     Seq,
 )
+from ray_parallel.sequence._planfile import Derived, check_plan, derive_plan
+from ray_parallel.sequence._probe import Probe
 from ray_parallel.sequence._registry import Entry, find, name_of, signature_of
 from ray_parallel.sequence._rules import MaskKernel
 from ray_parallel.sequence._threads import ThreadComm, run_threads
@@ -53,6 +56,8 @@ __all__ = [
     "CommError",
     "Compressed",
     "Control",
+    "DeriveError",
+    "Derived",
     "Entry",
     "Grid",
     "GroupComm",
@@ -69,6 +74,7 @@ __all__ = [
     "PlanError",
     "Prediction",
     "PreflightError",
+    "Probe",
     "Ranges",
     "RefusedModelError",
     "Region",
@@ -84,7 +90,9 @@ __all__ = [
     "batch_split",
     "canary",
     "cfg_split",
+    "check_plan",
     "data_split",
+    "derive_plan",
     "find",
     "forward_bytes",
     "injection",

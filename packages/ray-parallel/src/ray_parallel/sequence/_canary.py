@@ -55,9 +55,9 @@ def canary(
     """
     small = _shallow(model, plan, depth)
     with torch.no_grad():
-        want = _flat(call(small))
+        want = flat(call(small))
         with Parallel(small, plan, mesh, kernels=kernels or {}, whole=(), check_ranks=True):
-            got = _flat(call(small))
+            got = flat(call(small))
     mine = ((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(torch.float32).tiny)).item()
     errors = [struct.unpack("d", message)[0] for message in mesh.world.agree(struct.pack("d", mine))]
     worst: float = max(error if error == error else float("inf") for error in errors)  # NaN is the worst
@@ -76,7 +76,7 @@ def _shallow(model: nn.Module, plan: Plan, depth: int | None) -> nn.Module:
     return copy.deepcopy(model, copies).float().eval()
 
 
-def _flat(out: Any) -> Tensor:
+def flat(out: Any) -> Tensor:
     tensors = [tensor.float().reshape(-1) for tensor in _tensors(out)]
     if not tensors:
         raise PlanError(f"the canary's call returned no tensor but {type(out).__name__}")

@@ -1,0 +1,149 @@
+"""Probes of small models for the tests of derived plans: factories that a command line can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from seq_core_models import DIM, Head, Image, Video, VideoBlock, filled, image_inputs, random, video_inputs
+from torch import Tensor, nn
+
+Call = tuple[nn.Module, Mapping[str, Any]]
+
+IMAGE_TOKENS = (11, 17, 26, 38)
+TEXT_TOKENS = (5, 6, 8, 11)
+
+
+def video(step: int) -> Call:
+    """One stream, one row of modulation for all."""
+    return filled(Video()), {**video_inputs(tokens=IMAGE_TOKENS[step]), "context": random(1, TEXT_TOKENS[step], DIM)}
+
+
+def video_with_rows(step: int) -> Call:
+    """Modulation with a row a frame of four tokens, and a mask."""
+    frames = (3, 5, 7, 8)[step]
+    return filled(Video()), video_inputs(tokens=4 * frames, rows=frames, mask=True)
+
+
+def image(step: int) -> Call:
+    """Two lists of blocks, two streams, concatenated positions."""
+    return filled(Image()), image_inputs(img=IMAGE_TOKENS[step], txt=TEXT_TOKENS[step])
+
+
+class BranchingBlock(VideoBlock):
+    """Does something else for long inputs."""
+
+    def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        count = x.shape[1]
+        out = super().forward(x, pe, e, context, mask)
+        return out * 2 if count > 1000 else out
+
+
+def branching(step: int) -> Call:
+    """No probe comes near the length at which it differs."""
+    model = Video()
+    model.blocks = nn.ModuleList(BranchingBlock(3) for _ in range(2))
+    return filled(model), video_inputs(tokens=IMAGE_TOKENS[step])
+
+
+class MixingBlock(VideoBlock):
+    """Mixes tokens outside of its attention."""
+
+    def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, pe, e, context, mask) + x.cumsum(1)
+
+
+def mixing(step: int) -> Call:
+    """Cannot be cut anywhere."""
+    model = Video()
+    model.blocks = nn.ModuleList(MixingBlock(3) for _ in range(2))
+    return filled(model), video_inputs(tokens=IMAGE_TOKENS[step])
+
+
+class Between(Video):
+    """Mixes tokens between its blocks: they must be whole there."""
+
+    def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, pe, e=e, context=context, mask=mask)
+            x = x + x.mean(1, keepdim=True)
+        out: Tensor = self.head(x)
+        return out
+
+
+def between(step: int) -> Call:
+    """Needs scope "block"."""
+    return filled(Between()), video_inputs(tokens=IMAGE_TOKENS[step])
+
+
+class Counted(nn.Module):
+    """A block that changes its first tokens, whose number is a Python integer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = VideoBlock(3)
+
+    def forward(self, x: Tensor, first: int, e: Tensor, context: Tensor, layer: int) -> Tensor:
+        out: Tensor = self.inner(x, torch.zeros(1, x.shape[1], 1, DIM // 3), e, context)
+        out[:, :first] *= 1.5
+        return out + layer
+
+
+class Counting(nn.Module):
+    """Hands numbers of tokens to its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Counted() for _ in range(2))
+        self.head = Head()
+
+    def forward(self, x: Tensor, first: int) -> Tensor:
+        for place, layer in enumerate(self.layers):
+            x = layer(x, first, random(1, 1, DIM, seed=3), random(1, 5, DIM), layer=place)
+        out: Tensor = self.head(x)
+        return out
+
+
+def counting(step: int) -> Call:
+    """Positions as Python integers; a number that differs from block to block."""
+    return filled(Counting()), {"x": random(1, IMAGE_TOKENS[step], DIM), "first": (4, 7, 8, 13)[step]}
+
+
+def unsteady(step: int) -> Call:
+    """Another result each time."""
+    return filled(Video()), {**video_inputs(tokens=IMAGE_TOKENS[step]), "x": torch.randn(1, IMAGE_TOKENS[step], DIM)}
+
+
+def linear(step: int) -> Call:
+    """Nothing to cut."""
+    return filled(nn.Linear(2, 2)), {"input": torch.ones(1, 2)}
+
+
+def diffusers_flux(step: int) -> Call:
+    """A tiny Flux of diffusers."""
+    from diffusers import FluxTransformer2DModel
+
+    model = filled(
+        FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=3,
+            joint_attention_dim=20,
+            pooled_projection_dim=12,
+            axes_dims_rope=(4, 4, 8),
+        )
+    )
+    img, txt = IMAGE_TOKENS[step], TEXT_TOKENS[step]
+    return model, {
+        "hidden_states": random(1, img, 4),
+        "encoder_hidden_states": random(1, txt, 20),
+        "pooled_projections": random(1, 12),
+        "timestep": torch.tensor([0.6]),
+        "img_ids": torch.arange(3.0 * img).view(img, 3),
+        "txt_ids": torch.zeros(txt, 3),
+        "return_dict": False,
+    }

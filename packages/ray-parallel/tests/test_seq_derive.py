@@ -1,0 +1,313 @@
+"""Derived plans: what is proposed is tried, what holds is written down, what cannot be trusted is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import seq_probes
+import torch
+from seq_core_models import IMAGE, VIDEO, Video, VideoBlock, filled, random, video_inputs
+from torch import Tensor, nn
+
+from ray_parallel.sequence import (
+    Attn,
+    CanaryError,
+    ChangedModelError,
+    Derived,
+    DeriveError,
+    Plan,
+    PlanError,
+    Probe,
+    Ranges,
+    Region,
+    Rows,
+    Seq,
+    UnknownModelError,
+    check_plan,
+    derive_plan,
+    find,
+    parallelize,
+    run_threads,
+)
+from ray_parallel.sequence._branches import length_branches
+from ray_parallel.sequence._derive import proposals
+from ray_parallel.sequence._planfile import verify
+from ray_parallel.sequence._probe import block_lists, trace
+
+
+def only_region(probe: Probe) -> Region:
+    region: Region
+    (region,) = derive_plan(probe).entry.plan.regions
+    return region
+
+
+def test_one_stream_is_found_with_all_that_goes_with_it() -> None:
+    region = only_region(seq_probes.video)
+    assert region.args == {"x": Seq("x"), "pe": Seq("x")}
+    assert region.whole == ("e", "context")
+    assert region.out == Seq("x")
+    assert region.attn == {"self_attn": Attn("x", "x"), "cross_attn": Attn("x")}
+    assert region.scope == "list"
+
+
+def test_a_row_a_frame_is_found() -> None:
+    assert only_region(seq_probes.video_with_rows).args["e"] == Rows("x", 1, 3)
+
+
+def test_streams_that_are_put_together_are_found_in_their_order() -> None:
+    double, single = derive_plan(seq_probes.image).entry.plan.regions
+    assert double.args == {"img": Seq("img"), "txt": Seq("txt"), "pe": Seq(("txt", "img"))}
+    assert double.out == (Seq("img"), Seq("txt"))
+    assert double.attn == {"": Attn(("txt", "img"), ("txt", "img"))}
+    assert single.args == {"x": Seq("x"), "pe": Seq("x")}
+
+
+def test_numbers_of_tokens_are_found_and_numbers_of_layers_left_alone() -> None:
+    region = only_region(seq_probes.counting)
+    assert region.args["first"] == Ranges("x")
+    assert "layer" in region.whole
+
+
+def test_a_model_that_works_between_its_blocks_gets_its_tokens_whole_there() -> None:
+    assert only_region(seq_probes.between).scope == "block"
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_a_derived_plan_is_exact_at_a_length_that_was_not_tried(ranks: int) -> None:
+    derived = Derived.from_json(derive_plan(seq_probes.video).to_json())
+    model, _ = seq_probes.video(0)
+    inputs = video_inputs(tokens=53)
+    with torch.no_grad():
+        want = model(**inputs)
+
+    def rank(comm: Any) -> Tensor:
+        own, _ = seq_probes.video(0)
+        with torch.no_grad(), parallelize(own, find(own, [derived.entry]).plan, comm):
+            out: Tensor = own(**inputs)
+        return out
+
+    for out in run_threads(ranks, rank):
+        torch.testing.assert_close(out, want, rtol=0, atol=1e-6 * want.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("branching", r"BranchingBlock.forward branches on a size: count > 1000"),
+        ("mixing", "none of 2 proposals held; the first one: the parallel result differs"),
+        ("unsteady", "another result each time"),
+        ("linear", "no list of blocks"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(DeriveError, match=reason):
+        derive_plan(getattr(seq_probes, name))
+
+
+def test_a_branch_is_allowed_by_whoever_knows_it_and_written_down() -> None:
+    derived = derive_plan(seq_probes.branching, allow_branches=True)
+    assert derived.branches == ("BranchingBlock.forward branches on a size: count > 1000",)
+    assert check_plan(derived, seq_probes.branching) <= 1e-6
+
+
+def test_a_plan_file_holds_all_of_it() -> None:
+    derived = derive_plan(seq_probes.image)
+    text = derived.to_json()
+    assert Derived.from_json(text) == derived
+    data = json.loads(text)
+    assert data["model"] == "seq_core_models.Image"
+    assert data["blocks"] == {"double_blocks": ["img", "txt", "pe"], "single_blocks": ["x", "pe"]}
+    assert data["tried"]["difference"] <= 1e-6
+    assert data["tried"]["ranks"] == [2, 3]
+    assert "on request only" in data["note"]
+
+
+def without(key: str) -> str:
+    data = json.loads(derive_plan(seq_probes.video).to_json())
+    del data[key]
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("key", ["format", "model", "blocks", "plan", "tried", "branches"])
+def test_a_file_that_lacks_something_is_no_plan_file(key: str) -> None:
+    with pytest.raises(PlanError, match="no plan file"):
+        Derived.from_json(without(key))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"format": 1', VIDEO.to_json()])
+def test_other_text_is_no_plan_file(text: str) -> None:
+    with pytest.raises(PlanError, match="no plan file"):
+        Derived.from_json(text)
+
+
+def test_a_file_of_another_version_is_refused() -> None:
+    text = derive_plan(seq_probes.video).to_json().replace("derived plan 1", "derived plan 9")
+    with pytest.raises(PlanError, match="derive the plan again"):
+        Derived.from_json(text)
+
+
+def test_a_plan_that_still_holds_passes_the_check() -> None:
+    assert check_plan(derive_plan(seq_probes.image), seq_probes.image) <= 1e-6
+
+
+def test_a_plan_of_another_class_fails_the_check() -> None:
+    with pytest.raises(UnknownModelError):
+        check_plan(derive_plan(seq_probes.image), seq_probes.video)
+
+
+def test_a_block_with_another_argument_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    derived = derive_plan(seq_probes.video)
+    forward = VideoBlock.forward
+
+    def with_more(self: Any, x: Any, pe: Any, e: Any, context: Any, mask: Any = None, gain: float = 1.0) -> Any:
+        return forward(self, x, pe, e, context, mask)
+
+    monkeypatch.setattr(VideoBlock, "forward", with_more)
+    with pytest.raises(ChangedModelError, match="gain"):
+        check_plan(derived, seq_probes.video)
+
+
+def test_a_block_that_computes_something_else_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    derived = derive_plan(seq_probes.video)
+    forward = VideoBlock.forward
+
+    def mixed(self: Any, x: Any, pe: Any, e: Any, context: Any, mask: Any = None) -> Any:
+        return forward(self, x, pe, e, context, mask) + x.cumsum(1)
+
+    monkeypatch.setattr(VideoBlock, "forward", mixed)
+    with pytest.raises(CanaryError):
+        check_plan(derived, seq_probes.video)
+
+
+def test_a_new_branch_fails_the_check() -> None:
+    derived = derive_plan(seq_probes.branching, allow_branches=True)
+    with pytest.raises(DeriveError, match="since the plan was derived: BranchingBlock"):
+        check_plan(replace(derived, branches=()), seq_probes.branching)
+
+
+@pytest.mark.parametrize(("plan", "name"), [(VIDEO, "video"), (VIDEO, "video_with_rows"), (IMAGE, "image")])
+def test_plans_by_hand_pass_the_same_trial(plan: Plan, name: str) -> None:
+    assert verify(plan, getattr(seq_probes, name), steps=(0, 3)) <= 1e-6
+
+
+def test_a_forgotten_argument_fails_the_trial() -> None:
+    (region,) = VIDEO.regions
+    forgetful = replace(region, args={"x": Seq("v"), "pe": Seq("v")}, whole=("context", "mask", "e"))
+    with pytest.raises(Exception, match=r"differs from the single-process|size of tensor"):
+        verify(Plan(regions=[forgetful]), seq_probes.video_with_rows, steps=(0,))
+
+
+def test_a_trace_tells_lengths_and_attention() -> None:
+    seen = trace(*seq_probes.video(0)).lists["blocks"]
+    assert seen.arguments[("x",)] == {("tensor", (1, 11, 24))}
+    assert seen.results[()] == {("tensor", (1, 11, 24))}
+    assert seen.attention == {"self_attn": {(11, 11)}, "cross_attn": {(11, 5)}}
+
+
+def test_a_trace_leaves_nothing_on_the_model() -> None:
+    model, arguments = seq_probes.video(0)
+    trace(model, arguments)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_only_outermost_lists_of_one_class_count() -> None:
+    model = nn.Module()
+    model.blocks = nn.ModuleList(Video() for _ in range(2))
+    model.mixed = nn.ModuleList([nn.Linear(2, 2), nn.Identity()])
+    assert list(block_lists(model)) == ["blocks"]
+
+
+def test_a_value_that_comes_and_goes_is_refused() -> None:
+    def probe(step: int) -> tuple[nn.Module, Mapping[str, Any]]:
+        model, arguments = seq_probes.video(step)
+        return model, {**arguments, "mask": torch.ones(1, 1, 1, arguments["x"].shape[1]) if step else None}
+
+    with pytest.raises(DeriveError, match="mask is given at some steps only"):
+        proposals([trace(*probe(step)) for step in (0, 1, 2)])
+
+
+class Branch(nn.Module):
+    """Holds one forward after the other, for the reader of branches."""
+
+
+def plain(self: Any, x: Tensor) -> Tensor:
+    return x if self.training else x + x.shape[1]
+
+
+def direct(self: Any, x: Tensor) -> Tensor:
+    return x if x.shape[1] > 7 else -x
+
+
+def by_call(self: Any, x: Tensor) -> Tensor:
+    if self.training and not x.size(1) % 2:
+        return x
+    return -x
+
+
+def through_names(self: Any, x: Tensor) -> Tensor:
+    _, tokens, *_ = x.shape
+    pairs = tokens // 2
+    while pairs > 9:
+        pairs -= 1
+    return x
+
+
+def through_a_flag(self: Any, x: Tensor) -> Tensor:
+    long = x.numel() > 100
+    return x if long else -x
+
+
+def of_a_tensor_made_with_a_size(self: Any, x: Tensor) -> Tensor:
+    mask = torch.zeros(x.shape[1]) if self.training else None
+    return x if mask is None else x + mask
+
+
+@pytest.mark.parametrize(
+    ("forward", "condition"),
+    [
+        (plain, None),
+        (direct, "x.shape[1] > 7"),
+        (by_call, "self.training and (not x.size(1) % 2)"),
+        (through_names, "pairs > 9"),
+        (through_a_flag, "long"),
+        (of_a_tensor_made_with_a_size, None),
+    ],
+)
+def test_branches_on_sizes_are_read_from_the_source(
+    forward: Any, condition: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Branch, "forward", forward)
+    assert length_branches([Branch(), Branch()]) == (
+        [] if condition is None else [f"Branch.forward branches on a size: {condition}"]
+    )
+
+
+def test_a_forward_without_source_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    namespace: dict[str, Any] = {}
+    exec("def forward(self, x):\n    return x", namespace)
+    monkeypatch.setattr(Branch, "forward", namespace["forward"])
+    assert length_branches([Branch()]) == ["Branch.forward has no source to look at"]
+
+
+@pytest.mark.slow
+def test_a_model_of_diffusers() -> None:
+    pytest.importorskip("diffusers")
+    derived = derive_plan(seq_probes.diffusers_flux)
+    assert derived.difference <= 1e-6
+    assert derived.entry.model == "diffusers.models.transformers.transformer_flux.FluxTransformer2DModel"
+    assert [region.blocks for region in derived.entry.plan.regions] == [
+        ("transformer_blocks",),
+        ("single_transformer_blocks",),
+    ]
+    assert check_plan(Derived.from_json(derived.to_json()), seq_probes.diffusers_flux) <= 1e-6
+
+
+def test_a_trial_leaves_model_and_arguments_as_they_are() -> None:
+    model, kept = filled(Video()), random(1, 11, 24)
+    verify(VIDEO, lambda step: (copy.deepcopy(model), {**video_inputs(tokens=11), "x": kept}), steps=(0,))
+    assert torch.equal(kept, random(1, 11, 24))
