@@ -322,6 +322,19 @@ def test_a_plan_for_another_model_sets_no_hook(plan: Plan, reason: str) -> None:
     assert not hooks_of(model)
 
 
+def test_an_error_while_hooks_are_set_takes_off_those_that_were() -> None:
+    class Unhookable(nn.Linear):
+        def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no hooks here")
+
+    model = Video()
+    last = model.blocks[-1]
+    last.cross_attn = Unhookable(1, 1)
+    with pytest.raises(RuntimeError, match="no hooks here"):
+        run_threads(1, lambda comm: parallelize(model, VIDEO, comm))
+    assert not hooks_of(model)
+
+
 def test_a_stream_without_a_length_raises() -> None:
     plan = Plan(
         regions=[replace(REGION, args={**REGION.args, "context": Seq("txt"), "mask": Rows("nowhere")}, whole=())]
