@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,28 +92,32 @@ def older_pack() -> dict[str, type]:
 
 
 @pytest.fixture(scope="session")
-def pack(comfyui: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pack]:
-    """The pack, loaded by the host as a user's host loads it."""
-    folder = tmp_path_factory.mktemp("packs")
-    for kind, names in NAMED_FILES.items():
-        (comfyui.models / kind).mkdir(exist_ok=True)
-        for name in names:
-            (comfyui.models / kind / name).touch()
+def pack(comfyui: Host, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """The pack, loaded by the host as a user's host loads it; once a process, whoever asks for it."""
     paths = importlib.import_module("folder_paths")
     for kind in ("diffusion_models", "text_encoders", "checkpoints", "vae", "loras"):
+        (comfyui.models / kind).mkdir(exist_ok=True)
+        for name in NAMED_FILES.get(kind, ()):
+            (comfyui.models / kind / name).touch()
         paths.add_model_folder_path(kind, str(comfyui.models / kind), is_default=True)
+    if not _entered:
+        _entered.append(_enter(comfyui, tmp_path_factory.mktemp("packs")))
+    return replace(_entered[0], comfyui=comfyui)
+
+
+_entered: list[Pack] = []
+
+
+def _enter(comfyui: Host, folder: Path) -> Pack:
+    paths = importlib.import_module("folder_paths")
     for kind in ("temp", "user", "frontend"):
         (folder / kind).mkdir()
     paths.set_temp_directory(str(folder / "temp"))
     paths.set_user_directory(str(folder / "user"))
     importlib.import_module("comfy.cli_args").args.front_end_root = str(folder / "frontend")
     nodes = importlib.import_module("nodes")
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    server = importlib.import_module("server").PromptServer(loop)
+    server = importlib.import_module("server").PromptServer(asyncio.new_event_loop())
     asyncio.run(nodes.init_builtin_extra_nodes())
     built = Pack(comfyui=comfyui, nodes=nodes, server=server, folder=folder)
     assert built.load("torchspan", PACK)
-    yield built
-    loop.close()
-    sys.modules.pop(str(folder / "torchspan").replace(".", "_x_"), None)
+    return built

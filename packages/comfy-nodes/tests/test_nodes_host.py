@@ -21,8 +21,12 @@ __all__ = ["comfyui", "host", "pack"]
 pytestmark = pytest.mark.host
 
 WORKFLOWS = Path(__file__).parent / "data" / "workflows"
-FLUX = {"unet_name": "tiny_flux.safetensors", "weight_dtype": "default"}
 DEVICES = ["npu:0", "npu:1", "npu:2", "npu:3", "cpu"]
+
+
+def unet(pack: Pack) -> dict[str, str]:
+    """The loader's own inputs for the tiny model."""
+    return {"unet_name": pack.comfyui.diffusion().name, "weight_dtype": "default"}
 
 
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
@@ -55,13 +59,14 @@ def test_files_are_those_of_the_host_and_gguf_files_besides(pack: Pack) -> None:
         options: list[str] = pack.classes()[node_id].INPUT_TYPES()["required"][name][1]["options"]
         return options
 
-    assert "tiny_flux.safetensors" in offered("UNETLoaderMultiGPU", "unet_name")
+    packed = pack.comfyui.diffusion("packed").name
+    assert pack.comfyui.diffusion().name in offered("UNETLoaderMultiGPU", "unet_name")
     assert not any(name.endswith(".gguf") for name in offered("UNETLoaderMultiGPU", "unet_name"))
-    assert {"tiny_flux_q8_0.gguf", "flux1-dev-Q8_0.gguf"} == set(offered("UnetLoaderGGUFMultiGPU", "unet_name"))
+    assert {packed, "flux1-dev-Q8_0.gguf"} == set(offered("UnetLoaderGGUFMultiGPU", "unet_name"))
     assert {"clip_l.safetensors", "t5-Q8_0.gguf"} <= set(offered("DualCLIPLoaderGGUFMultiGPU", "clip_name1"))
     assert "pixel_space" in offered("VAELoaderMultiGPU", "vae_name")
     assert "wan" in offered("CLIPLoaderMultiGPU", "type")
-    assert "diffusion_models/tiny_flux_q8_0.gguf" in offered("TorchspanPlan", "model_name")
+    assert f"diffusion_models/{packed}" in offered("TorchspanPlan", "model_name")
 
 
 def on_this_machine(text: str) -> Any:
@@ -80,7 +85,7 @@ def node(node_id: str, **inputs: Any) -> dict[str, Any]:
 
 
 def test_a_bad_text_is_shown_at_the_node_with_its_caret(pack: Pack) -> None:
-    prompt = node("UNETLoaderDisTorchMultiGPU", **FLUX, expert_mode_allocations="npu:0,2gb,cpu,*")
+    prompt = node("UNETLoaderDisTorchMultiGPU", **unet(pack), expert_mode_allocations="npu:0,2gb,cpu,*")
     said = pack.check(prompt)["1"]
     assert "expected ';' or the end after an amount, found ','\n    npu:0,2gb,cpu,*\n             ^" in said
     assert 'did you mean "npu:0,2gb;cpu,*"?' in said
@@ -89,35 +94,38 @@ def test_a_bad_text_is_shown_at_the_node_with_its_caret(pack: Pack) -> None:
 
 @pytest.mark.parametrize("name", ["compute_device", "donor_device"])
 def test_a_device_of_another_machine_is_refused_with_those_of_this_one(pack: Pack, name: str) -> None:
-    said = pack.check(node("UNETLoaderDisTorchMultiGPU", **FLUX, **{name: "cuda:1"}))["1"]
+    said = pack.check(node("UNETLoaderDisTorchMultiGPU", **unet(pack), **{name: "cuda:1"}))["1"]
     assert f"{name}: 'cuda:1' not in {DEVICES}" in said
 
 
 def test_a_device_of_another_machine_in_the_text_is_refused_before_loading(pack: Pack, host: Host) -> None:
     with pytest.raises(Exception, match=r"cuda:3.*npu:0.*cpu"):
-        pack.run("UNETLoaderDisTorchMultiGPU", **FLUX, expert_mode_allocations="cuda:3,1mb;cpu,*")
+        pack.run("UNETLoaderDisTorchMultiGPU", **unet(pack), expert_mode_allocations="cuda:3,1mb;cpu,*")
     assert host.used() == [0, 0, 0, 0]
 
 
 def test_a_text_that_comes_through_a_socket_is_checked_when_it_is_there(pack: Pack) -> None:
     prompt = with_output(
         {
-            "1": {"class_type": "UNETLoaderDisTorchMultiGPU", "inputs": {**FLUX, "expert_mode_allocations": ["2", 0]}},
+            "1": {
+                "class_type": "UNETLoaderDisTorchMultiGPU",
+                "inputs": {**unet(pack), "expert_mode_allocations": ["2", 0]},
+            },
             "2": {"class_type": "PrimitiveString", "inputs": {"value": "no allocation"}},
         }
     )
     assert pack.check(prompt) == {}
     with pytest.raises(Exception, match="no allocation"):
-        pack.run("UNETLoaderDisTorchMultiGPU", **FLUX, expert_mode_allocations="no allocation")
+        pack.run("UNETLoaderDisTorchMultiGPU", **unet(pack), expert_mode_allocations="no allocation")
 
 
 def test_a_number_out_of_range_is_still_the_hosts_to_refuse(pack: Pack) -> None:
-    said = pack.check(node("UNETLoaderDisTorchMultiGPU", **FLUX, virtual_ram_gb=200.0))["1"]
+    said = pack.check(node("UNETLoaderDisTorchMultiGPU", **unet(pack), virtual_ram_gb=200.0))["1"]
     assert "bigger than max of 128.0" in said
 
 
 def test_contradicting_names_are_both_named_by_the_node(pack: Pack, host: Host) -> None:
-    inputs = {**FLUX, "compute_device": "npu:0", "device": "npu:1"}
+    inputs = {**unet(pack), "compute_device": "npu:0", "device": "npu:1"}
     assert pack.check(node("UNETLoaderDisTorchMultiGPU", **inputs)) == {}
     with pytest.raises(ConflictingInputsError, match=r"compute_device = 'npu:0' and device = 'npu:1'"):
         pack.run("UNETLoaderDisTorchMultiGPU", **inputs)
@@ -138,9 +146,9 @@ def test_contradicting_names_are_both_named_by_the_node(pack: Pack, host: Host) 
 def test_a_loader_gives_a_model_that_samples_as_the_stock_one(
     pack: Pack, host: Host, node_id: str, inputs: dict[str, Any]
 ) -> None:
-    expected = host.sample(host.stock(host.diffusion("tiny_flux.safetensors")))
+    expected = host.sample(host.stock(host.diffusion()))
     host.free_all()
-    output = pack.run(node_id, **FLUX, **inputs)
+    output = pack.run(node_id, **unet(pack), **inputs)
     assert torch.equal(host.sample(output.args[0]), expected)
 
 
@@ -148,7 +156,7 @@ def test_the_report_is_an_output_the_nodes_text_and_one_entry_of_the_log(
     pack: Pack, host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        output = pack.run("UNETLoaderDisTorchMultiGPU", **FLUX, expert_mode_allocations="npu:0,1mb;npu:1,*")
+        output = pack.run("UNETLoaderDisTorchMultiGPU", **unet(pack), expert_mode_allocations="npu:0,1mb;npu:1,*")
     _, report = output.args
     for title in ("Device allocation", "Layer distribution", "Final assignment", "predicted"):
         assert title in report
@@ -163,9 +171,9 @@ def test_both_formats_report_with_the_same_tables(pack: Pack, host: Host) -> Non
         return [line for line in report.splitlines() if line.startswith(("device ", "layers ", "==="))]
 
     text = "npu:0,1mb;cpu,*"
-    safetensors = pack.run("UNETLoaderDisTorchMultiGPU", **FLUX, expert_mode_allocations=text).args[1]
+    safetensors = pack.run("UNETLoaderDisTorchMultiGPU", **unet(pack), expert_mode_allocations=text).args[1]
     gguf = pack.run(
-        "UnetLoaderGGUFDisTorchMultiGPU", unet_name="tiny_flux_q8_0.gguf", expert_mode_allocations=text
+        "UnetLoaderGGUFDisTorchMultiGPU", unet_name=host.diffusion("packed").name, expert_mode_allocations=text
     ).args[1]
     heads = [line.split() for line in lines(safetensors)]
     assert len(heads) == 6
@@ -188,9 +196,9 @@ def test_both_formats_report_with_the_same_tables(pack: Pack, host: Host) -> Non
 def test_a_gguf_loader_gives_what_its_unpacked_twin_gives(
     pack: Pack, host: Host, node_id: str, inputs: dict[str, Any]
 ) -> None:
-    expected = host.sample(host.stock(host.diffusion("tiny_flux_q8_0_dense.safetensors")))
+    expected = host.sample(host.stock(host.diffusion("dense")))
     host.free_all()
-    output = pack.run(node_id, unet_name="tiny_flux_q8_0.gguf", **inputs)
+    output = pack.run(node_id, unet_name=host.diffusion("packed").name, **inputs)
     assert torch.equal(host.sample(output.args[0]), expected)
 
 
@@ -212,8 +220,8 @@ def test_a_broken_file_is_refused_and_nothing_is_left(pack: Pack, host: Host) ->
 
 def test_the_device_selector_and_the_low_precision_loader(pack: Pack, host: Host) -> None:
     assert pack.run("DeviceSelectorMultiGPU", device="npu:1").args == ("npu:1",)
-    model = pack.run("UNetLoaderLP", unet_name="tiny_flux.safetensors").args[0]
-    expected = host.sample(host.stock(host.diffusion("tiny_flux.safetensors")))
+    model = pack.run("UNetLoaderLP", unet_name=host.diffusion().name).args[0]
+    expected = host.sample(host.stock(host.diffusion()))
     assert torch.equal(host.sample(model), expected)
 
 
@@ -221,7 +229,7 @@ def test_a_dry_run_loads_nothing_and_shows_everything(pack: Pack, host: Host, ca
     with caplog.at_level("INFO"):
         output = pack.run(
             "TorchspanPlan",
-            model_name="diffusion_models/tiny_flux.safetensors",
+            model_name=f"diffusion_models/{host.diffusion().name}",
             expert_mode_allocations="npu:0,2mb;npu:1,*",
             compute_seconds=0.01,
         )
@@ -241,7 +249,7 @@ def test_a_dry_run_loads_nothing_and_shows_everything(pack: Pack, host: Host, ca
 
 
 def test_the_allocation_of_a_dry_run_gives_the_same_placement(pack: Pack, host: Host) -> None:
-    name = "diffusion_models/tiny_flux.safetensors"
+    name = f"diffusion_models/{host.diffusion().name}"
     first = pack.run("TorchspanPlan", model_name=name, virtual_ram_gb=0.003, donor_device="npu:1")
     again = pack.run("TorchspanPlan", model_name=name, expert_mode_allocations=first.args[2])
     one, other = (PlacementPlan.from_json(output.args[1]) for output in (first, again))
@@ -249,9 +257,10 @@ def test_the_allocation_of_a_dry_run_gives_the_same_placement(pack: Pack, host: 
         assert one.bytes_on(device) == other.bytes_on(device)
 
 
-@pytest.mark.parametrize("name", ["tiny_flux.safetensors", "tiny_flux_q8_0.gguf"])
-def test_a_dry_run_of_nothing_moved_keeps_everything_where_it_computes(pack: Pack, host: Host, name: str) -> None:
-    output = pack.run("TorchspanPlan", model_name=f"diffusion_models/{name}", virtual_ram_gb=0.0)
+@pytest.mark.parametrize("kind", ["plain", "packed"])
+def test_a_dry_run_of_nothing_moved_keeps_everything_where_it_computes(pack: Pack, host: Host, kind: str) -> None:
+    name = f"diffusion_models/{host.diffusion(kind).name}"
+    output = pack.run("TorchspanPlan", model_name=name, virtual_ram_gb=0.0)
     plan = PlacementPlan.from_json(output.args[1])
     assert plan.bytes_on("npu:0") == plan.size_bytes
     assert output.args[2] == "npu:0,*"
@@ -266,7 +275,7 @@ def test_the_doctor_names_every_device(pack: Pack) -> None:
 
 
 def test_release_empties_one_device_and_passes_its_input_on(pack: Pack, host: Host) -> None:
-    model = pack.run("UNETLoaderMultiGPU", **FLUX, device="npu:1").args[0]
+    model = pack.run("UNETLoaderMultiGPU", **unet(pack), device="npu:1").args[0]
     host.sample(model)
     assert host.used()[1] > 0
     something = object()
