@@ -18,7 +18,7 @@ from comfy_nodes.cli import _parser
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._main import main
 
-COMMANDS = ("demo", "plan", "gguf", "gguf info", "devices", "explain", "link", "doctor")
+COMMANDS = ("demo", "plan", "gguf", "gguf info", "sp", "sp derive", "sp check", "devices", "explain", "link", "doctor")
 
 OPTIONS = {
     "demo": {
@@ -31,6 +31,9 @@ OPTIONS = {
     },
     "gguf": {"--help"},
     "gguf info": {"--help", "--json", "--metadata"},
+    "sp": {"--help"},
+    "sp derive": {"--help", "--out", "--allow-branches"},
+    "sp check": {"--help"},
     "devices": {"--help", "--json"},
     "explain": {"--help", "--model-size", "--compute", "--device"},
     "link": {"--help", "--comfyui", "--remove"},
@@ -133,6 +136,9 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
         (["explain"], "SPEC"),
         (["gguf"], "COMMAND"),
         (["gguf", "info"], "FILE"),
+        (["sp"], "COMMAND"),
+        (["sp", "derive", "a:b"], "--out"),
+        (["sp", "check", "plan.json"], "MODULE:FUNCTION"),
         (["demo", "--gguf", "Q4_K"], "invalid choice: 'Q4_K'"),
         (["demo", "--steps", "none"], "no whole number above 0"),
     ],

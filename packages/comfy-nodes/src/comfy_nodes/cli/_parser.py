@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from comfy_nodes.cli import _help
 from comfy_nodes.cli._arguments import (
     read_count,
     read_device,
@@ -28,137 +29,6 @@ POLICIES: tuple[Policy, ...] = ("stripe", "interleave", "contiguous", "legacy_ta
 GGUF_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
 """What the demo's matrices can be quantised to: what the gguf package writes in blocks that divide their rows."""
 
-_MAIN = """\
-Run one diffusion model across all the memory of a machine: find its blocks,
-understand an allocation, plan where each byte lives, predict what that costs,
-and stream the rest in just in time.
-
-examples:
-  torchspan demo                              the whole way, on a small model
-  torchspan explain "cuda:0,6gb;cpu,*"        what an allocation means
-  torchspan devices                           what this machine offers
-  torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*"
-                                              a real file, nothing loaded
-  torchspan gguf info model-Q4_K_S.gguf       what a quantised file consists of
-  torchspan link --comfyui ~/ComfyUI          ComfyUI loads the node pack
-  torchspan doctor --comfyui ~/ComfyUI        what is installed, and what is wrong
-
-exit codes:
-  0    all went well
-  1    refused or failed: the file, the devices or the budget do not allow it;
-       stderr says why, and what would
-  2    the command line or the allocation cannot be read
-"""
-
-_DEMO = """\
-Write a small diffusion transformer as safetensors, find its blocks in the
-header alone, plan it from an allocation, predict it, run it with part of its
-weights behind an emulated slow link, and compare: prediction with measurement,
-output with that of the unplaced model. The difference must be 0.0; the exit
-code is 1 when it is not. Needs no accelerator.
-
-Then two Ray workers do the same run together, each with half of the tokens and
-both with the same copy of the weights. Their latent may differ from that of one
-process by rounding (1e-6) and no more, or the exit code is 1.
-
-With --gguf the same model is a GGUF file with quantised matrices, which stay
-packed in the file, in the plan and on the way. Two more differences are shown:
-to an ordinary model with the dequantised weights, which must be 0.0, too, and
-to the original model, which is what the quantisation costs.
-
-examples:
-  torchspan demo
-  torchspan demo --out pictures --steps 12
-  torchspan demo --policy interleave --link 1.5
-  torchspan demo --gguf Q4_0
-"""
-
-_PLAN = """\
-Plan where each byte of a model lives, from the header of its file alone: no
-weight is read and the devices need not exist. With --device the answer comes
-without loading torch, in well under a second.
-
-An allocation says what each device holds; `torchspan explain` tells what one
-means. Without one, the planner keeps on the compute device what fits there.
-
-examples:
-  torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*"
-  torchspan plan model.safetensors --compute cuda:0 --virtual-ram-gb 8
-  torchspan plan model.safetensors.index.json \\
-      --device cuda:0=24gb,22gb --device cpu=64gb --link cpu=25
-  torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*" \\
-      --compute-seconds 0.6 --svg placement.svg
-  torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*" --json > plan.json
-  torchspan plan model-Q4_K_S.gguf --spec "cuda:0,6gb;cpu,*"
-"""
-
-_GGUF = """\
-Look into GGUF files, the quantised checkpoints of llama.cpp and ComfyUI-GGUF.
-
-examples:
-  torchspan gguf info model-Q4_K_S.gguf
-  torchspan gguf info model-Q4_K_S.gguf --metadata
-
-What a GGUF file would need on a machine, `torchspan plan` answers as for any
-other file; `torchspan demo --gguf` runs a quantised model.
-"""
-
-_GGUF_INFO = """\
-Say what a GGUF file consists of, from its header alone: architecture, how
-many weights are kept in which type and what each type costs, the blocks that
-a plan would place, and the metadata. No weight is read.
-
-A model in GGUF is mixed: large matrices in few bits, norms and biases whole.
-"bits a weight" tells how far a mix really goes, scales included: Q8_0 has 8.5,
-Q4_K has 4.5, F16 has 16.
-
-examples:
-  torchspan gguf info model-Q4_K_S.gguf
-  torchspan gguf info model-Q4_K_S.gguf --metadata
-  torchspan gguf info model-Q4_K_S.gguf --metadata --json > info.json
-"""
-
-_DEVICES = """\
-List the devices that torch accepts on this machine, their memory and links,
-and say why there are not more: environment, drivers, WSL, peer access.
-
-examples:
-  torchspan devices
-  torchspan devices --json
-"""
-
-_EXPLAIN = """\
-Say in plain English what an allocation means; with the size of a model and
-devices also what it comes to in bytes.
-
-examples:
-  torchspan explain "cuda:0,2.5gb;cpu,*"
-  torchspan explain "#cuda:0;4;cpu"
-  torchspan explain "cuda:0,50%;cuda:1,25%;cpu,*" --model-size 20gb \\
-      --device cuda:0=24gb --device cuda:1=12gb --device cpu=64gb
-"""
-
-_LINK = """\
-Let ComfyUI load the node pack that pip installed: one small folder
-"torchspan" in its custom_nodes, which imports this package. Updating the
-package updates the nodes. Only a folder that this command made is ever
-replaced or removed.
-
-examples:
-  torchspan link --comfyui ~/ComfyUI
-  torchspan link --comfyui ~/ComfyUI --remove
-"""
-
-_DOCTOR = """\
-Say what is installed and in which version, which ComfyUI would load the pack
-and what would be in its way, which devices there are and why not more, each
-with what would help. The exit code is 1 when there is a problem.
-
-examples:
-  torchspan doctor --comfyui ~/ComfyUI
-  torchspan doctor --json
-"""
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `torchspan`.
@@ -166,17 +36,22 @@ def build_parser() -> argparse.ArgumentParser:
     Every subcommand sets `options.name`, which errors begin with, and `options.run`, which does the work.
     """
     parser = argparse.ArgumentParser(
-        prog="torchspan", description=_MAIN, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="torchspan", description=_help.MAIN, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"torchspan {version('comfy-nodes')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(_command(commands, "demo", "do the main job on a small model, end to end", _DEMO, _run_demo))
-    _add_plan(_command(commands, "plan", "plan and predict a model from its file header alone", _PLAN, _run_plan))
-    _add_gguf(_command(commands, "gguf", "what a quantised file consists of", _GGUF))
-    _add_devices(_command(commands, "devices", "what this machine offers, and why not more", _DEVICES, _run_devices))
-    _add_explain(_command(commands, "explain", "what an allocation means, in plain English", _EXPLAIN, _run_explain))
-    _add_link(_command(commands, "link", "let ComfyUI load the node pack that pip installed", _LINK, _run_link))
-    _add_doctor(_command(commands, "doctor", "what is installed, and what is wrong with it", _DOCTOR, _run_doctor))
+    _add_demo(_command(commands, "demo", "do the main job on a small model, end to end", _help.DEMO, _run_demo))
+    _add_plan(_command(commands, "plan", "plan and predict a model from its file header alone", _help.PLAN, _run_plan))
+    _add_gguf(_command(commands, "gguf", "what a quantised file consists of", _help.GGUF))
+    _add_sp(_command(commands, "sp", "derive and check plans for several ranks", _help.SP))
+    _add_devices(
+        _command(commands, "devices", "what this machine offers, and why not more", _help.DEVICES, _run_devices)
+    )
+    _add_explain(
+        _command(commands, "explain", "what an allocation means, in plain English", _help.EXPLAIN, _run_explain)
+    )
+    _add_link(_command(commands, "link", "let ComfyUI load the node pack that pip installed", _help.LINK, _run_link))
+    _add_doctor(_command(commands, "doctor", "what is installed, and what is wrong with it", _help.DOCTOR, _run_doctor))
     return parser
 
 
@@ -272,12 +147,31 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _add_gguf(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to find out")
-    info = _command(commands, "info", "types, blocks and metadata of a GGUF file", _GGUF_INFO, _run_gguf_info)
+    info = _command(commands, "info", "types, blocks and metadata of a GGUF file", _help.GGUF_INFO, _run_gguf_info)
     info.add_argument("file", metavar="FILE", help="*.gguf, of version 2 or 3")
     info.add_argument("--json", action="store_true", help="print JSON instead of tables")
     info.add_argument(
         "--metadata", action="store_true", help="also every metadata value; of arrays the length and the first values"
     )
+
+
+def _add_sp(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to do")
+    derive = _command(commands, "derive", "derive a plan from a model, by trial", _help.SP_DERIVE, _run_sp_derive)
+    _add_probe(derive)
+    derive.add_argument("--out", metavar="PATH", required=True, help="the plan file to write, JSON")
+    derive.add_argument(
+        "--allow-branches",
+        action="store_true",
+        help="go on although sizes decide what runs in the blocks: you know that it does not matter",
+    )
+    check = _command(commands, "check", "does a plan file still hold?", _help.SP_CHECK, _run_sp_check)
+    check.add_argument("plan", metavar="PLAN", help="what `torchspan sp derive` wrote")
+    _add_probe(check)
+
+
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("probe", metavar="MODULE:FUNCTION", help="your probe; modules in the current folder are found")
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
@@ -358,6 +252,18 @@ def _run_gguf_info(options: argparse.Namespace) -> ExitCode:
     from comfy_nodes.cli._gguf_info import run
 
     return run(options)
+
+
+def _run_sp_derive(options: argparse.Namespace) -> ExitCode:
+    from comfy_nodes.cli._sp import run_derive
+
+    return run_derive(options)
+
+
+def _run_sp_check(options: argparse.Namespace) -> ExitCode:
+    from comfy_nodes.cli._sp import run_check
+
+    return run_check(options)
 
 
 def _run_devices(options: argparse.Namespace) -> ExitCode:
