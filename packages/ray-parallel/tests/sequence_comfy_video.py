@@ -255,5 +255,6 @@ CASES = (
     Case(name="LTXAV: one timestep", build=partial(ltxav, per_frame=False)),
     Case(name="Cosmos-Predict2: 3 frames", build=cosmos_predict2),
     Case(name="Cosmos-Predict2: timestep a frame, 5 frames", build=partial(cosmos_predict2, frames=5, per_frame=True)),
+    Case(name="Cosmos-Predict2: an image, 3 lines", build=partial(cosmos_predict2, frames=1)),
     Case(name="Cosmos-Predict2: positions a block", build=partial(cosmos_predict2, block_positions=True)),
 )

@@ -20,7 +20,7 @@ from ray_parallel.sequence._options import OPTIONS, Patch, prepare
 from ray_parallel.sequence._plan import Attn, Control, Grid, Plan, Region, Seq, Spec, leaves
 from ray_parallel.sequence._preflight import preflight
 from ray_parallel.sequence._rules import Forward, Frame, MaskKernel, run_rule
-from ray_parallel.sequence._values import cut, layout_of, put_together
+from ray_parallel.sequence._values import cut, layout_of, put_together, settled
 
 
 class Parallel:
@@ -160,8 +160,8 @@ class Parallel:
                 raise ClosedWorldError(f"{type(block).__name__} ({where})", unknown)
             if forward.region is not region:
                 self._open(forward, region, given, where)
-            assert forward.layout is not None
-            for name, spec in region.args.items():
+            assert forward.layout is not None and forward.settled is not None
+            for name, spec in forward.settled.args.items():
                 if name in given:
                     bound.replace(name, self._cut_argument(forward, name, given[name], spec, forward.layout))
             forward.frames.append(Frame(where, region.attn.get("")))
@@ -173,7 +173,8 @@ class Parallel:
         if forward.region is not None:
             raise PlanError(f"{where} starts a region before that of {', '.join(forward.region.blocks)} has ended")
         world = self.mesh.world
-        forward.layout = layout_of(region, given, ranks=world.size, rank=world.rank, whole=self._whole)
+        forward.settled = settled(region, given)
+        forward.layout = layout_of(forward.settled, given, ranks=world.size, rank=world.rank, whole=self._whole)
         forward.lengths.update(forward.layout.lengths)
         forward.region = region
         for listed, whole, spec in forward.inputs:
@@ -182,7 +183,7 @@ class Parallel:
 
     @staticmethod
     def _shut(forward: Forward) -> None:
-        forward.region, forward.cuts = None, {}
+        forward.region, forward.settled, forward.cuts = None, None, {}
         for listed, whole, _ in forward.inputs:
             listed[:] = whole
 
@@ -207,8 +208,8 @@ class Parallel:
             self._close(forward)
             if not ends:
                 return None
-            assert forward.layout is not None
-            joined = put_together(out, region.out, forward.layout, self.mesh.world)
+            assert forward.layout is not None and forward.settled is not None
+            joined = put_together(out, forward.settled.out, forward.layout, self.mesh.world)
             self._shut(forward)
             return joined
 
@@ -219,10 +220,10 @@ class Parallel:
             forward = self._forward
             if forward is None or forward.region is not region:
                 return None
-            assert forward.layout is not None
+            assert forward.layout is not None and forward.settled is not None
             bound = signature.bind(args, kwargs)
             name = region.exit[1]
-            joined = put_together(bound.given().get(name), region.out, forward.layout, self.mesh.world)
+            joined = put_together(bound.given().get(name), forward.settled.out, forward.layout, self.mesh.world)
             bound.replace(name, joined)
             self._shut(forward)
             return bound.call()

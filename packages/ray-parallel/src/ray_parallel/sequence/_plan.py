@@ -67,7 +67,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Hidden states that keep their grid, [B, T, H, W, C]: dimension `dim` counts frames of prod(`inner`) tokens."""
+    """Hidden states that keep their grid, [B, T, H, W, C]: dimension `dim` counts frames of prod(`inner`) tokens.
+
+    They are cut between frames; those of a single frame, an image, between its lines.
+    """
 
     streams: Any
     dim: int = 1

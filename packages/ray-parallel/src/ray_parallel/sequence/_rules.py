@@ -36,6 +36,7 @@ class Forward:
 
     Attributes:
         region: the one that is open.
+        settled: the same for the arguments it was opened with.
         layout: its shards.
         frames: the modules that are running, the innermost last.
         cuts: argument name -> the whole value that came last and its part, for what comes again with every block.
@@ -47,6 +48,7 @@ class Forward:
     """
 
     region: Region | None = None
+    settled: Region | None = None
     layout: Layout | None = None
     frames: list[Frame] = field(default_factory=list)
     cuts: dict[str, tuple[Any, Any]] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,30 @@ class Deferred:
 
     mask: Any
     kernel: str
+
+
+def settled(region: Region, arguments: Mapping[str, Any]) -> Region:
+    """The region for these arguments: grids of a single frame are cut by their lines.
+
+    Args:
+        region: as the plan has it.
+        arguments: of its first block, whole.
+    """
+    grids: dict[Grid, Grid] = {}
+    for name, spec in region.args.items():
+        for value, leaf in _pairs(arguments.get(name), spec):
+            if isinstance(leaf, Grid) and value.shape[leaf.dim] == 1 and len(leaf.inner) > 1:
+                grids[leaf] = Grid(leaf.streams, leaf.inner[0], leaf.inner[1:])
+    if not grids:
+        return region
+    args = {name: _mapped(spec, grids) for name, spec in region.args.items()}
+    return replace(region, args=args, out=_mapped(region.out, grids))
+
+
+def _mapped(spec: Spec, grids: Mapping[Grid, Grid]) -> Spec:
+    if isinstance(spec, tuple):
+        return tuple(_mapped(part, grids) for part in spec)
+    return grids.get(spec, spec) if isinstance(spec, Grid) else spec
 
 
 def layout_of(region: Region, arguments: Mapping[str, Any], *, ranks: int, rank: int, whole: Collection[str]) -> Layout:
