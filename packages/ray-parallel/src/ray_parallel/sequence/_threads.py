@@ -15,6 +15,10 @@ from ray_parallel.sequence._comm import Traffic, member_of
 T = TypeVar("T")
 
 
+class _LeftAloneError(CommError):
+    """A rank failed because another one did."""
+
+
 class _Hub:
     """Where the threads of one group meet: a slot for each and a barrier."""
 
@@ -148,5 +152,5 @@ def run_threads(ranks: int, function: Callable[[ThreadComm], T], *, timeout_s: f
         thread.join()
     if failures:
         in_order = [failures[rank] for rank in sorted(failures)]
-        raise next((error for error in in_order if not isinstance(error, CommError)), in_order[0])
+        raise next((error for error in in_order if not isinstance(error, _LeftAloneError)), in_order[0])
     return results
