@@ -80,7 +80,7 @@ def test_a_packed_model_survives_eviction(host: Host) -> None:
     for device in ("npu:0", "npu:1"):
         host.management.free_memory(1e30, torch.device(device))
         assert torch.equal(host.sample(model), expected)
-    host.management.unload_all_models()
+    host.free_all()
     assert host.used() == [0] * 4
     assert torch.equal(host.sample(model), expected)
 
@@ -106,7 +106,14 @@ def test_a_missing_weight_is_reported_as_missing(host: Host) -> None:
     layer = operations().Linear(4, 4, dtype=torch.float32)
     missing, unexpected = layer.load_state_dict({"weight": torch.eye(4)}, strict=False)
     assert (missing, unexpected) == (["bias"], [])
-    assert torch.equal(layer(torch.ones(1, 4)), torch.ones(1, 4))
+    assert torch.equal(layer.weight, torch.eye(4))
+
+
+def test_a_weight_of_another_shape_is_refused(host: Host) -> None:
+    from comfy_nodes.host._gguf_ops import operations
+
+    with pytest.raises(RuntimeError, match=r"weight is \[4, 5\] in the file, \[4, 4\] here"):
+        operations().Linear(4, 4, bias=False, dtype=torch.float32).load_state_dict({"weight": torch.zeros(4, 5)})
 
 
 def test_the_layout_refuses_to_quantise(sized: Host, host: Host) -> None:
