@@ -99,9 +99,8 @@ class ThreadComm:
             taken = take(hub.slots)
             hub.barrier.wait(hub.timeout_s)
         except threading.BrokenBarrierError as error:
-            raise CommError(
-                f"rank {self.rank} of {self.size} was left alone: another rank failed or stalled"
-            ) from error
+            reason = f"rank {self.rank} of {self.size} was left alone: another rank failed or stalled"
+            raise _LeftAloneError(reason) from error
         return taken
 
     @staticmethod
