@@ -151,12 +151,12 @@ class Server:
         """Wait until no prompt runs and no freed memory is still on its way.
 
         Raises:
-            ServerError: that took more than 30 seconds.
+            ServerError: that took more than `RUN_SECONDS`.
         """
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + RUN_SECONDS
         while not self.get("/torchspan-probe/idle"):
             if time.monotonic() > deadline:
-                raise ServerError(f"the worker is still busy after 30 s\n{self.log[-4000:]}")
+                raise ServerError(f"the worker is still busy after {RUN_SECONDS} s\n{self.log[-4000:]}")
             time.sleep(0.05)
 
 
