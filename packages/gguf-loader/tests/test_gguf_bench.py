@@ -140,3 +140,14 @@ def test_the_script_for_a_gpu_runs_without_one() -> None:
     assert [row(table, name)[1] for name in ("Q4_K", "IQ2_XS")] == ["yes", "yes"]
     assert "LoRA of rank 32" in table
     assert "from the host's memory" in table
+
+
+def test_operations_are_counted_without_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "dequant.py").write_text(
+        "import torch\ndef dequantize(data, qtype, oshape, dtype=None):\n"
+        "    return torch.zeros(oshape, device=data.device) + 1\n"
+    )
+    table = run("gguf_operations.py", "--size", "256", "--types", "Q8_0,Q2_K", "--comfyui-gguf", str(tmp_path))
+    # The scale made float32, and the product.
+    assert row(table, "Q8_0") == ["Q8_0", "2", "1.03", "0.12", "3", "3.00"]
+    assert row(table, "Q2_K")[1] == "7"

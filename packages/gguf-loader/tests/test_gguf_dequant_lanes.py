@@ -108,6 +108,8 @@ def test_each_scale_serves_its_share_of_the_weights(dtype: torch.dtype) -> None:
     scaled(weights, quants, scale)
     expected = quants.float().view(4, 16) * scale.view(4, 1)
     assert torch.equal(weights.view(4, 16), expected)
+    scaled(weights, quants, scale, scale - 1)
+    assert torch.allclose(weights.view(4, 16), expected + (scale - 1).view(4, 1), equal_nan=True)
 
 
 def test_constants_of_the_cpu_are_not_copied() -> None:

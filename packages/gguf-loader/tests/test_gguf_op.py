@@ -17,6 +17,7 @@ from gguf_loader._lora import add_lora, set_lora_strength
 from gguf_loader._low_rank import LowRank
 from gguf_loader._op import dequantize_op, linear_op
 from gguf_loader._packed import PackedTensor
+from gguf_loader._types import type_by_name
 
 
 class Net(nn.Module):
@@ -110,6 +111,14 @@ def test_aot_autograd_gives_the_same_gradients() -> None:
     (found,) = torch.autograd.grad(compiled(x).sum(), x)
     (expected,) = torch.autograd.grad(model.linear(x).sum(), x)
     assert torch.equal(found, expected)
+
+
+def test_blocks_that_are_only_traced_go_to_the_operator() -> None:
+    blocks = packed("Q4_K", 8, 256).packed
+    with torch._subclasses.FakeTensorMode() as mode:
+        found = PackedTensor(mode.from_tensor(blocks), type_by_name("Q4_K"), (8, 256)).dequantize(torch.float16)
+    assert isinstance(found, torch._subclasses.FakeTensor)
+    assert (found.shape, found.dtype) == ((8, 256), torch.float16)
 
 
 def parts(weight: PackedTensor) -> tuple[Tensor, int]:

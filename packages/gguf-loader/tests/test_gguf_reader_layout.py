@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gguf_loader import GgufError, GgufFormatError, GgufKeyError, load_gguf, open_gguf, read_header
 
-ONE_FOLDER = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
+ONE_FOLDER = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}
 
 
 def test_the_files_written_by_hand_are_files_to_another_reader(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 from typing import Literal, TypeAlias, get_args
 
 import torch
+from torch import Tensor
 
 from ._errors import GgufPackedError
 
@@ -42,6 +43,15 @@ def uses_triton(backend: Backend, device: torch.device) -> bool:
     if backend == "triton" and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise GgufPackedError("Triton does not reach memory of the CPU", remedy="use backend 'auto' or 'eager'")
     return backend == "triton"
+
+
+def is_traced(data: Tensor) -> bool:
+    """Whether torch records what is done with these blocks instead of doing it, and should see an operator.
+
+    Torch before 2.13 does not say that it is compiling while it traces a method of a `PackedTensor`; what it hands in
+    then, and in a `FakeTensorMode`, is a tensor of its own kind.
+    """
+    return torch.compiler.is_compiling() or type(data) is not Tensor
 
 
 @functools.cache

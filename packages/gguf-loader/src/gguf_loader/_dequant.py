@@ -9,8 +9,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from . import _kernels_basic, _kernels_codebook, _kernels_iq, _kernels_k, _kernels_ternary
-from ._backend import Backend, uses_triton
+from . import _kernels_basic, _kernels_codebook, _kernels_device, _kernels_iq, _kernels_k, _kernels_ternary
+from ._backend import Backend, is_traced, uses_triton
 from ._errors import GgufPackedError, GgufTypeError
 from ._kernel import Kernel
 from ._lanes import Lanes
@@ -24,9 +24,9 @@ float32 form (2 MiB) and the planes of their bits stay in its cache."""
 SCALE_WEIGHTS = 1 << 21
 """Weights whose scale tables are made at a time: enough to hide the small operations, few enough to bound memory."""
 
-DEVICE_WEIGHTS = 1 << 24
+DEVICE_WEIGHTS = 1 << 25
 """Weights that any other device unpacks at a time, scales and all: there a small operation costs as much as one on
-millions of weights. At 9 bytes a weight that is 144 MiB."""
+millions of weights. At 5 bytes a weight that is 160 MiB."""
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
@@ -37,6 +37,9 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
         **_kernels_ternary.KERNELS,
     }
 )
+
+DEVICE_KERNELS: Mapping[str, Kernel] = MappingProxyType({**KERNELS, **_kernels_device.KERNELS})
+"""What other devices than the CPU run."""
 
 NATIVE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -74,8 +77,7 @@ def dequantize(
         dtype: dtype of the result.
         out: contiguous tensor of that shape and dtype, on the device of `data`, to write to.
         scratch: working memory to reuse; fresh for this call when not given. On the CPU it grows to 7 MiB a thread, on
-            another device to 80 MiB (5 bytes a weight for smaller tensors), where a call takes up to 64 MiB more for
-            its time; Triton needs none.
+            another device to 160 MiB (5 bytes a weight for smaller tensors); Triton needs none.
         backend: `auto`, `eager` (torch operations, on any device) or `triton`.
 
     Returns:
@@ -97,20 +99,30 @@ def dequantize(
             f"{ggml_type.name} weights of shape {tuple(shape)} take {expected_bytes} bytes, found {data.numel()}",
             remedy="pass the logical shape in torch order, and all bytes of the tensor",
         )
-    if torch.compiler.is_compiling():
+    if is_traced(data):
         from ._op import dequantize_op
 
         found: Tensor = dequantize_op(data, ggml_type.id, list(shape), dtype, backend)
         return found if out is None else out.copy_(found)
-    native, kernel = NATIVE_DTYPES.get(ggml_type.name), KERNELS.get(ggml_type.name)
     if out is None:
         out = torch.empty(tuple(shape), dtype=dtype, device=data.device)
     else:
         _require_fit(out, data, shape, dtype)
+    write_weights(data, ggml_type, out, scratch, backend)
+    return out
+
+
+def write_weights(
+    data: Tensor, ggml_type: GgmlType, out: Tensor, scratch: ScratchPool | None, backend: Backend
+) -> None:
+    """What `dequantize` does to an `out` that fits: for callers who made it, and ask often."""
     if data.numel() == 0 or data.device.type == "meta":
-        return out
+        return
+    native = NATIVE_DTYPES.get(ggml_type.name)
     if native is not None:
-        return _convert(data, native, out)
+        _convert(data, native, out)
+        return
+    kernel = KERNELS.get(ggml_type.name)
     if kernel is None:
         raise GgufTypeError(
             f"{ggml_type.name} blocks have no conversion to weights",
@@ -120,11 +132,15 @@ def dequantize(
         from ._triton import dequantize_by_triton
 
         dequantize_by_triton(data, ggml_type, out)
-        return out
+        return
     with torch.inference_mode():
         pool = ScratchPool() if scratch is None else scratch
-        _run(kernel, data.view(-1, ggml_type.type_size), ggml_type.block_size, out.view(-1), pool)
-    return out
+        lanes = Lanes(pool.scratch(), data.device)
+        blocks, weights = data.view(-1, ggml_type.type_size), out.view(-1, ggml_type.block_size)
+        if data.device.type == "cpu":
+            _run(kernel, blocks, weights, lanes)
+        else:
+            _run_on_device(DEVICE_KERNELS[ggml_type.name], blocks, weights, lanes)
 
 
 def _require_fit(out: Tensor, data: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -137,32 +153,35 @@ def _require_fit(out: Tensor, data: Tensor, shape: Sequence[int], dtype: torch.d
         )
 
 
-def _convert(data: Tensor, native: torch.dtype, out: Tensor) -> Tensor:
+def _convert(data: Tensor, native: torch.dtype, out: Tensor) -> None:
     if data.storage_offset() % native.itemsize:
         data = data.clone()
     with torch.no_grad():
-        return out.copy_(data.view(native).view(out.shape))
+        out.copy_(data.view(native).view(out.shape))
 
 
-def _run(kernel: Kernel, blocks: Tensor, block_size: int, out: Tensor, pool: ScratchPool) -> None:
-    lanes = Lanes(pool.scratch(), blocks.device)
-    count = blocks.shape[0]
-    on_cpu = blocks.device.type == "cpu"
-    per_chunk, per_scales = (CHUNK_WEIGHTS, SCALE_WEIGHTS) if on_cpu else (DEVICE_WEIGHTS, DEVICE_WEIGHTS)
-    per_chunk, per_scales = max(1, per_chunk // block_size), max(1, per_scales // block_size)
-    for first in range(0, count, per_scales):
+def _run(kernel: Kernel, blocks: Tensor, out: Tensor, lanes: Lanes) -> None:
+    block_size = out.shape[1]
+    per_chunk, per_scales = max(1, CHUNK_WEIGHTS // block_size), max(1, SCALE_WEIGHTS // block_size)
+    for first in range(0, blocks.shape[0], per_scales):
         some = _aligned(blocks[first : first + per_scales], lanes)
         scales = [table.view(some.shape[0], -1) for table in kernel.scales(some, lanes)]
         for start in range(0, some.shape[0], per_chunk):
             chunk = some[start : start + per_chunk]
-            target = out[(first + start) * block_size :][: chunk.shape[0] * block_size]
-            # A CPU rounds a whole chunk faster than one number after the other; elsewhere it costs another pass.
-            direct = out.dtype == torch.float32 or not on_cpu
-            weights = target if direct else lanes.take("weights", (target.shape[0],), torch.float32)
-            weights = weights.view(-1, block_size)
+            target = out[first + start :][: chunk.shape[0]]
+            # A CPU rounds a whole chunk faster than one number after the other.
+            direct = out.dtype == torch.float32
+            weights = target if direct else lanes.take("weights", tuple(target.shape), torch.float32)
             kernel.weights(chunk, weights, lanes, *(table[start : start + per_chunk] for table in scales))
             if not direct:
-                target.copy_(weights.view(-1))
+                target.copy_(weights)
+
+
+def _run_on_device(kernel: Kernel, blocks: Tensor, out: Tensor, lanes: Lanes) -> None:
+    per_chunk = max(1, DEVICE_WEIGHTS // out.shape[1])
+    for first in range(0, blocks.shape[0], per_chunk):
+        chunk = _aligned(blocks[first : first + per_chunk], lanes)
+        kernel.weights(chunk, out[first : first + per_chunk], lanes, *kernel.scales(chunk, lanes))
 
 
 def _aligned(blocks: Tensor, lanes: Lanes) -> Tensor:

@@ -2,7 +2,7 @@
 
 Layouts: ggml `ggml-common.h` (block_q4_0 and so on). `b` is (blocks, type_size) uint8, `w` receives (blocks,
 block_size) weights. Products of a float16 scale and a small integer are exact in float32, so the order of the
-operations is free; only adding a minimum rounds.
+operations is free; only adding an offset rounds.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ import torch
 from torch import Tensor
 
 from ._kernel import Kernel
-from ._lanes import LOW_NIBBLES, Lanes, scaled, signed, unsigned
+from ._lanes import Lanes, scaled, signed, unsigned
 
 
 def _scale(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
     return (lanes.halves("scale", b[:, :2]),)
 
 
-def _scale_and_minimum(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
-    return lanes.halves("scale", b[:, :2]), lanes.halves("minimum", b[:, 2:4]).neg_()
+def _scale_and_offset(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
+    return lanes.halves("scale", b[:, :2]), lanes.halves("offset", b[:, 2:4])
 
 
 def _nibbles(lanes: Lanes, packed: Tensor) -> Tensor:
     """The low nibbles of each block's 16 bytes, then their high nibbles."""
-    x = lanes.gather_lanes("x", packed)
-    planes = lanes.bits("plane0", x, 0, LOW_NIBBLES), lanes.bits("plane1", x, 4, LOW_NIBBLES)
-    return lanes.interleave("q", planes, 16)
+    return lanes.fields("q", packed, 16, (0, 4), 15)
 
 
 def _spread(lanes: Lanes, packed: Tensor, bits: int, value: int) -> Tensor:
@@ -57,8 +55,8 @@ def _q4_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     scaled(w, signed(_nibbles(lanes, b[:, 2:]), bias=8), scale)
 
 
-def _q4_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
-    scaled(w, unsigned(_nibbles(lanes, b[:, 4:])), scale, minimum)
+def _q4_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, offset: Tensor) -> None:
+    scaled(w, unsigned(_nibbles(lanes, b[:, 4:])), scale, offset)
 
 
 def _q5_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
@@ -66,9 +64,9 @@ def _q5_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
     scaled(w, signed(q, bias=16), scale)
 
 
-def _q5_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
+def _q5_1(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, offset: Tensor) -> None:
     q = _nibbles(lanes, b[:, 8:]).bitwise_or_(_spread(lanes, b[:, 4:8], 1, 16))
-    scaled(w, unsigned(q), scale, minimum)
+    scaled(w, unsigned(q), scale, offset)
 
 
 def _q8_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
@@ -80,9 +78,9 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
         "Q1_0": Kernel(scales=_scale, weights=_q1_0),
         "Q2_0": Kernel(scales=_scale, weights=_q2_0),
         "Q4_0": Kernel(scales=_scale, weights=_q4_0),
-        "Q4_1": Kernel(scales=_scale_and_minimum, weights=_q4_1),
+        "Q4_1": Kernel(scales=_scale_and_offset, weights=_q4_1),
         "Q5_0": Kernel(scales=_scale, weights=_q5_0),
-        "Q5_1": Kernel(scales=_scale_and_minimum, weights=_q5_1),
+        "Q5_1": Kernel(scales=_scale_and_offset, weights=_q5_1),
         "Q8_0": Kernel(scales=_scale, weights=_q8_0),
     }
 )

@@ -24,7 +24,7 @@ E2M1_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 @functools.cache
-def _table(values: tuple[int, ...]) -> Tensor:
+def pair_table(values: tuple[int, ...]) -> Tensor:
     """Entries for the codes in two bytes: the values of both low codes, then those of both high codes; int32."""
     book = torch.tensor(values, dtype=torch.int8)
     pair = torch.arange(65536)
@@ -38,7 +38,7 @@ def _codes(lanes: Lanes, packed: Tensor, values: tuple[int, ...], run: int) -> T
     x = lanes.gather("x", packed).view(-1)
     index = lanes.integers("index", x.view(torch.int16)).bitwise_and_(0xFFFF)
     both = lanes.take("extra", (index.numel(),), torch.int32)
-    torch.index_select(lanes.table(_table, values), 0, index, out=both)
+    torch.index_select(lanes.table(pair_table, values), 0, index, out=both)
     # Narrowing keeps the low half of an entry, and is far cheaper than moving halves apart.
     low = lanes.take("plane0", (index.numel(),), torch.int16).copy_(both)
     high = lanes.take("plane1", (index.numel(),), torch.int16).copy_(both.bitwise_right_shift_(16))

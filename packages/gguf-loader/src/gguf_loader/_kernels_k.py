@@ -20,18 +20,13 @@ def _q2_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
     packed = lanes.gather_lanes("x", b[:, :16])
     low, high = lanes.bits("plane0", packed, 0, LOW_NIBBLES), lanes.bits("plane1", packed, 4, LOW_NIBBLES)
     scales = lanes.floats("scale", unsigned(low)).view(-1, 16)
-    minima = lanes.floats("minimum", unsigned(high)).view(-1, 16)
-    return scales.mul_(lanes.halves("d", b[:, 80:82])), minima.mul_(lanes.halves("d", b[:, 82:84]))
+    offsets = lanes.floats("offset", unsigned(high)).view(-1, 16)
+    return scales.mul_(lanes.halves("d", b[:, 80:82])), offsets.mul_(lanes.halves("d", b[:, 82:84]).neg_())
 
 
-def _pair_planes(lanes: Lanes, packed: Tensor) -> list[Tensor]:
-    """The four 2-bit fields of each byte, lowest first, as planes."""
-    x = lanes.gather_lanes("x", packed)
-    return [lanes.bits(f"plane{i}", x, 2 * i, LOW_PAIRS) for i in range(4)]
-
-
-def _q2_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
-    scaled(w, unsigned(lanes.interleave("q", _pair_planes(lanes, b[:, 16:80]), 32)), scale, minimum)
+def q2_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, offset: Tensor) -> None:
+    """Pairs of bits, group by group."""
+    scaled(w, unsigned(lanes.fields("q", b[:, 16:80], 32, (0, 2, 4, 6), 3)), scale, offset)
 
 
 def _q3_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -44,6 +39,12 @@ def _q3_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
         six[:, 4 * i : 4 * i + 4] |= ((high >> (2 * i)) & 3) << 4
     scales = lanes.floats("scale", six.sub_(32).view(torch.int8))
     return (scales.mul_(lanes.halves("d", b[:, 108:110])),)
+
+
+def _pair_planes(lanes: Lanes, packed: Tensor) -> list[Tensor]:
+    """The four 2-bit fields of each byte, lowest first, as planes."""
+    x = lanes.gather_lanes("x", packed)
+    return [lanes.bits(f"plane{i}", x, 2 * i, LOW_PAIRS) for i in range(4)]
 
 
 def _q3_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
@@ -66,17 +67,16 @@ def _q4_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
     six[0, :, 1] = (third & 0x0F0F0F0F) | ((first >> 2) & 0x30303030)
     six[1, :, 1] = ((third >> 4) & 0x0F0F0F0F) | ((second >> 2) & 0x30303030)
     scales = lanes.floats("scale", six[0].view(torch.uint8))
-    minima = lanes.floats("minimum", six[1].view(torch.uint8))
-    return scales.mul_(lanes.halves("d", b[:, :2])), minima.mul_(lanes.halves("d", b[:, 2:4]))
+    offsets = lanes.floats("offset", six[1].view(torch.uint8))
+    return scales.mul_(lanes.halves("d", b[:, :2])), offsets.mul_(lanes.halves("d", b[:, 2:4]).neg_())
 
 
-def _q4_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
-    x = lanes.gather_lanes("x", b[:, 16:])
-    planes = lanes.bits("plane0", x, 0, LOW_NIBBLES), lanes.bits("plane1", x, 4, LOW_NIBBLES)
-    scaled(w, unsigned(lanes.interleave("q", planes, 32)), scale, minimum)
+def q4_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, offset: Tensor) -> None:
+    """Nibbles, group by group."""
+    scaled(w, unsigned(lanes.fields("q", b[:, 16:], 32, (0, 4), 15)), scale, offset)
 
 
-def _q5_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) -> None:
+def _q5_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, offset: Tensor) -> None:
     # Bits 2j and 2j + 1 of the 32 bytes before the nibbles are the fifth bits of run j, low and high nibbles.
     y = lanes.gather_lanes("y", b[:, 16:48])
     fifth = lanes.interleave("extra", (y, *(lanes.bits(f"plane{j}", y, 2 * j) for j in (1, 2, 3))), 32)
@@ -84,7 +84,7 @@ def _q5_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor, minimum: Tensor) ->
     low, high = lanes.bits("plane0", x, 0, LOW_NIBBLES), lanes.bits("plane1", x, 4, LOW_NIBBLES)
     low.bitwise_or_(lanes.bits("bit", fifth, -4, 16 * LOW_BITS))
     high.bitwise_or_(lanes.bits("bit", fifth, -3, 16 * LOW_BITS))
-    scaled(w, unsigned(lanes.interleave("q", (low, high), 32)), scale, minimum)
+    scaled(w, unsigned(lanes.interleave("q", (low, high), 32)), scale, offset)
 
 
 def _q6_k_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -105,9 +105,9 @@ def _q6_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
     {
-        "Q2_K": Kernel(scales=_q2_k_scales, weights=_q2_k),
+        "Q2_K": Kernel(scales=_q2_k_scales, weights=q2_k),
         "Q3_K": Kernel(scales=_q3_k_scales, weights=_q3_k),
-        "Q4_K": Kernel(scales=_q4_k_scales, weights=_q4_k),
+        "Q4_K": Kernel(scales=_q4_k_scales, weights=q4_k),
         "Q5_K": Kernel(scales=_q4_k_scales, weights=_q5_k),
         "Q6_K": Kernel(scales=_q6_k_scales, weights=_q6_k),
     }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._kernel import Kernel
-from ._lanes import LOW_PAIRS, Lanes, scaled, signed
+from ._lanes import Lanes, scaled, signed
 
 
 def _tq1_0_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
@@ -61,9 +61,7 @@ def _tq2_0_scales(b: Tensor, lanes: Lanes) -> tuple[Tensor, ...]:
 
 
 def _tq2_0(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    x = lanes.gather_lanes("x", b[:, :64])
-    planes = [lanes.bits(f"plane{i}", x, 2 * i, LOW_PAIRS) for i in range(4)]
-    scaled(w, signed(lanes.interleave("q", planes, 32), bias=1), scale)
+    scaled(w, signed(lanes.fields("q", b[:, :64], 32, (0, 2, 4, 6), 3), bias=1), scale)
 
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(

@@ -2,10 +2,13 @@
 
 A block is a row of bytes. What makes eager torch fast on it is never to touch single bytes: mask and shift eight at a
 time as int64, put planes side by side sixteen at a time, and turn bits into bytes by tables whose entries hold several.
+Away from the CPU what counts is the number of operations: there a move is one operation over views, where it can be.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +20,8 @@ from ._scratch import Scratch
 LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
 LOW_PAIRS = 0x0303030303030303
 LOW_BITS = 0x0101010101010101
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Lanes:
@@ -45,6 +50,10 @@ class Lanes:
         if self.device.type == "cpu":
             return make(*arguments)
         return self._scratch.constant(make, arguments, self.device)
+
+    def column(self, values: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A constant (values, 1)."""
+        return self.table(_column, values, dtype)
 
     def gather(self, name: str, source: Tensor) -> Tensor:
         """The columns of `source` (rows, columns), made contiguous."""
@@ -103,6 +112,36 @@ class Lanes:
         torch.stack([plane.view(wide).view(each) for plane in planes], 1, out=out)
         return self.take(name, (planes[0].shape[0] * len(planes),), torch.int64)
 
+    def fields(self, name: str, source: Tensor, run: int, shifts: tuple[int, ...], mask: int) -> Tensor:
+        """`(byte >> shift) & mask`: each run of bytes for the first shift, then again for the second, and so on.
+
+        Args:
+            name: buffer of the result; on the CPU `x` and `plane0` onwards are written too.
+            source: bytes (rows, a multiple of `run`), columns of aligned blocks.
+            run: bytes; on the CPU a multiple of 8.
+            shifts: bits.
+            mask: the wanted bits of a byte.
+
+        Returns:
+            lanes.
+        """
+        if self.device.type == "cpu":
+            x = self.gather_lanes("x", source)
+            planes = [self.bits(f"plane{i}", x, shift, mask * LOW_BITS) for i, shift in enumerate(shifts)]
+            return self.interleave(name, planes, run)
+        wide = _INTEGERS[math.gcd(8, source.storage_offset(), source.stride(0), run)]
+        runs = source.view(wide).view(source.shape[0], -1, 1, run // wide.itemsize)
+        out = self.take(name, (*runs.shape[:2], len(shifts), runs.shape[3]), wide)
+        torch.bitwise_right_shift(runs, self.column(shifts, wide), out=out)
+        lanes = self.take(name, (source.numel() * len(shifts) // 8,), torch.int64)
+        return lanes.bitwise_and_(mask * LOW_BITS)
+
+    def numbers(self, name: str, source: Tensor, signs: tuple[int, ...]) -> Tensor:
+        """The float16 numbers in the columns of `source`, each times its sign, as float32 (numbers, rows, 1)."""
+        halves = source.view(torch.float16).t()
+        out = self.take(name, tuple(halves.shape), torch.float32)
+        return torch.mul(halves, self.column(signs, torch.float32), out=out).unsqueeze(-1)
+
     def lookup(self, name: str, table: Tensor, index: Tensor) -> Tensor:
         """Entries of a table of int32 or int64, whose bytes are weights.
 
@@ -119,26 +158,34 @@ class Lanes:
         return self.take(name, (index.numel() * table.dtype.itemsize // 8,), torch.int64)
 
 
-def scaled(weights: Tensor, quants: Tensor, scale: Tensor, minimum: Tensor | None = None) -> None:
-    """`weights = quants * scale - minimum`, rounded to the dtype of the weights at the end.
+@functools.cache
+def _column(values: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype).unsqueeze(1)
+
+
+def scaled(weights: Tensor, quants: Tensor, scale: Tensor, offset: Tensor | None = None) -> None:
+    """`weights = quants * scale + offset`, rounded to the dtype of the weights at the end.
+
+    Where there is an offset, the product has to be exact in float32: then it makes no difference whether a device
+    rounds it before the sum.
 
     Args:
         weights: contiguous result, float32 on the CPU.
         quants: one for each weight, in their order.
         scale: contiguous; one factor for each of its equal shares of the weights.
-        minimum: as many, or None for nothing.
+        offset: as many, or None for nothing.
     """
     runs = weights.view(scale.numel(), -1)
     quants, scale = quants.view(runs.shape), scale.view(-1, 1)
     if weights.device.type == "cpu":
         # Twice as fast as a product of two types, which a CPU does number by number.
         runs.copy_(quants).mul_(scale)
-        if minimum is not None:
-            runs.sub_(minimum.view(-1, 1))
-    elif minimum is None:
+        if offset is not None:
+            runs.add_(offset.view(-1, 1))
+    elif offset is None:
         torch.mul(quants, scale, out=runs)
     else:
-        torch.sub(quants * scale, minimum.view(-1, 1), out=runs)
+        torch.addcmul(offset.view(-1, 1), quants, scale, out=runs)
 
 
 def unsigned(lanes: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._backend import Backend
+from ._backend import Backend, is_traced
 from ._config import DequantConfig
-from ._dequant import dequantize
+from ._dequant import dequantize, write_weights
 from ._errors import GgufPackedError
 from ._packed import PackedTensor
 from ._scratch import ScratchPool
@@ -48,7 +48,7 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
     kind, (rows, columns), dtype = weight.ggml_type, weight.shape, config.dequant_dtype or x.dtype
     tile_weights, backend = config.tile_weights_on(x.device), config.backend
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if needs_grad or torch.compiler.is_compiling():
+    if needs_grad or is_traced(weight.packed):
         from ._op import linear_op
 
         found: Tensor = linear_op(x, weight.packed, bias, kind.id, rows, dtype, tile_weights, backend)
@@ -94,7 +94,8 @@ class Tiling:
         """So many rows, dense, valid until the next call."""
         shape = (rows, self.columns)
         tile = scratch.scratch().take("tile", shape, self.dtype, blocks.device)
-        return dequantize(blocks, self.kind, shape, dtype=self.dtype, out=tile, scratch=scratch, backend=self.backend)
+        write_weights(blocks, self.kind, tile, scratch, self.backend)
+        return tile
 
 
 @functools.lru_cache(maxsize=1024)
@@ -109,6 +110,8 @@ def linear_by_tiles(x: Tensor, blocks: Tensor, bias: Tensor | None, tiling: Tili
     """`x @ weight.T + bias` in the dtype of the tiling, back in the dtype of `x`; where no gradient is asked for."""
     if tiling.tile_rows >= tiling.rows:
         weight = tiling.dense(blocks, tiling.rows, scratch)
+        if x.dtype == tiling.dtype and (bias is None or bias.dtype == x.dtype):
+            return torch.nn.functional.linear(x, weight, bias)
         bias = None if bias is None else bias.to(tiling.dtype)
         return torch.nn.functional.linear(x.to(tiling.dtype), weight, bias).to(x.dtype)
     flat = x.reshape(-1, tiling.columns).to(tiling.dtype)

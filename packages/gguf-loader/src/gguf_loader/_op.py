@@ -19,7 +19,12 @@ from ._scratch import ScratchPool
 from ._types import type_by_id
 
 
-@torch.library.custom_op("gguf_loader::dequantize", mutates_args=())
+# Torch 2.6 cannot read list[int] from the signature.
+@torch.library.custom_op(
+    "gguf_loader::dequantize",
+    mutates_args=(),
+    schema="(Tensor packed, int type_id, int[] shape, ScalarType dtype, str backend='auto') -> Tensor",
+)
 def dequantize_op(packed: Tensor, type_id: int, shape: list[int], dtype: torch.dtype, backend: str = "auto") -> Tensor:
     """Weights of packed blocks; see `dequantize`. `type_id` is the number of the ggml type."""
     return dequantize(packed, type_by_id(type_id), shape, dtype=dtype, backend=cast(Backend, backend))
