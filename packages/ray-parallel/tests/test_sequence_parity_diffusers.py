@@ -12,11 +12,12 @@ import torch
 
 pytest.importorskip("diffusers")
 
+import diffusers
 from sequence_diffusers import CASES, flux, qwen_image, sd3
 from sequence_ranks import GRID, LIMIT, on_processes, on_threads, threads
 from sequence_tiny import Built, Case, first_of_each
 
-from ray_parallel.sequence import ClosedWorldError, Kind, UncutAttentionError
+from ray_parallel.sequence import ClosedWorldError, Kind, PlanError, UncutAttentionError
 from ray_parallel.sequence.plans import ENTRIES, REFUSED, plan_for
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -46,6 +47,13 @@ def test_options_of_the_attention_are_refused(build: Callable[[], Built], option
     model, arguments = build()
     arguments[option] = {"ip_adapter_masks": torch.ones(1)}
     with pytest.raises(ClosedWorldError, match="joint_attention_kwargs"):
+        threads((model, arguments), plan_for(model), 2)
+
+
+def test_a_cache_that_skips_blocks_is_refused() -> None:
+    model, arguments = flux()
+    model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.2))  # type: ignore[operator]
+    with pytest.raises(PlanError, match="disable_cache"):
         threads((model, arguments), plan_for(model), 2)
 
 

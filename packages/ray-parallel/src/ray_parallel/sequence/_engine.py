@@ -107,6 +107,8 @@ class Parallel:
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._mode.close()
         self._forward = None
+        if getattr(model, "is_cache_enabled", False):  # diffusers' caches compare what a block takes from step to step
+            raise PlanError("a cache skips blocks by the tokens of one rank; call disable_cache() on the model first")
         bound = self._signature.bind(args, kwargs)
         given = bound.given()
         if self._check_ranks:
