@@ -121,3 +121,4 @@ def test_the_pack_of_this_repository_is_whole(tmp_path: Path, capsys: pytest.Cap
         assert {f"lib/{path.relative_to(sources).as_posix()}" for path in sources.rglob("*.py")} <= names
     assert not any(name.startswith(("torch>", "ray>", "alloc-spec")) for name in wanted)
     assert archive.stat().st_size < 4 << 20
+    assert wanted == (ROOT / "requirements.txt").read_text(encoding="utf-8").split(), "what a clone installs differs"
