@@ -237,6 +237,10 @@ CASES = (
     Case(name="Wan: timestep a frame, 3 frames", build=partial(wan, per_frame=True)),
     Case(name="Wan: timestep a frame, 5 frames", build=partial(wan, per_frame=True, frames=5)),
     Case(name="Wan: references", build=partial(wan, references=2)),
+    Case(
+        name="Wan: timestep a frame, rows that do not divide the tokens",
+        build=partial(wan, per_frame=True, frames=5, references=1),
+    ),
     Case(name="Wan: patch between the blocks", build=partial(wan, patch=True)),
     Case(name="Wan VACE: 45 tokens", build=partial(wan, vace=True)),
     Case(name="Wan VACE: picture to video", build=partial(wan, vace=True, picture=True)),
