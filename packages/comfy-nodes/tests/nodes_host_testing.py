@@ -115,6 +115,7 @@ def _enter(comfyui: Host, folder: Path) -> Pack:
     paths.set_temp_directory(str(folder / "temp"))
     paths.set_user_directory(str(folder / "user"))
     importlib.import_module("comfy.cli_args").args.front_end_root = str(folder / "frontend")
+    importlib.import_module("utils.install_util")  # as the host does, before another module takes the name utils
     nodes = importlib.import_module("nodes")
     server = importlib.import_module("server").PromptServer(asyncio.new_event_loop())
     asyncio.run(nodes.init_builtin_extra_nodes())

@@ -109,12 +109,13 @@ def _as_input(io: Any, name: str, spec: Any, optional: bool) -> Any:
     """What a pack says about an input, for a class of the new kind."""
     kind, said = spec[0], dict(spec[1]) if len(spec) > 1 else {}
     tooltip = said.pop("tooltip", None)
-    if not isinstance(kind, str):
-        return io.Combo.Input(name, options=list(kind), optional=optional, tooltip=tooltip, extra_dict=said)
-    if kind == "COMBO":
-        choices = list(said.pop("options", ()))
-        return io.Combo.Input(name, options=choices, optional=optional, tooltip=tooltip, extra_dict=said)
-    return io.Custom(kind).Input(name, optional=optional, tooltip=tooltip, extra_dict=said)
+    if isinstance(kind, str) and kind != "COMBO":
+        return io.Custom(kind).Input(name, optional=optional, tooltip=tooltip, extra_dict=said)
+    choices = list(said.pop("options", ()) if isinstance(kind, str) else kind)
+    # Combos of older hosts take nothing besides what they know; of what a pack says, the default matters.
+    known = inspect.signature(io.Combo.Input).parameters
+    more = {"extra_dict": said} if "extra_dict" in known else {"default": said.get("default")}
+    return io.Combo.Input(name, options=choices, optional=optional, tooltip=tooltip, **more)
 
 
 def _run(node: SiblingNode, base: Any, order: list[str], inputs: Mapping[str, Any], hidden: Any) -> Any:
