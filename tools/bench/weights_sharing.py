@@ -7,8 +7,8 @@ dict with RAY_ENABLE_ZERO_COPY_TORCH_TENSORS. Ours are `SharedWeights` by the st
 a process and a cluster of its own, and readers that were started and had a tiny model before the clock; a reader is
 ready when it has every tensor, and then touches every page. Memory is what all of it adds up to by the kernel's
 account: the sum over the readers, Ray's server and the driver's shared memory of their proportional shares (Pss),
-before and after, in units of the model. The mapped file counts as memory although it is page cache that the system may take back. fp8
-tensors are left out for the peers, which cannot send them.
+before and after, in units of the model. The mapped file counts as memory although it is page cache that the system may
+take back. fp8 tensors are left out for the peers, which cannot send them.
 """
 
 from __future__ import annotations
