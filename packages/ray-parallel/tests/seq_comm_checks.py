@@ -108,7 +108,7 @@ CHECKS: tuple[Callable[[Comm], None], ...] = (
 )
 
 
-def start(function: Callable[..., None], ranks: int, folder: Path, *args: object, timeout_s: float = 90) -> None:
+def start(function: Callable[..., None], ranks: int, folder: Path, *args: object, timeout_s: float = 240) -> None:
     """Run `function(comm, *args)` in gloo processes that meet in `folder`; any failure is raised here."""
     context = start_processes(  # type: ignore[no-untyped-call]
         _rank, (ranks, folder, function, args), ranks, join=False, start_method="spawn"
@@ -129,8 +129,8 @@ def _rank(rank: int, ranks: int, folder: Path, function: Callable[..., None], ar
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=20))
-    function(GroupComm(timeout_s=20), *args)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    function(GroupComm(timeout_s=60), *args)
     dist.destroy_process_group()
 
 
