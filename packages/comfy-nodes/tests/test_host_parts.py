@@ -49,6 +49,32 @@ def test_a_placed_vae_decodes_and_encodes_the_same(host: Host, spec: str | None)
             assert plan.bytes_on(f"npu:{index}") <= host.used()[index] <= plan.bytes_on(f"npu:{index}") + 512 * 150
 
 
+def test_a_vae_that_the_host_made_for_its_dynamic_vram_is_placed_all_the_same(
+    host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from comfy_nodes.host._parts import load_vae_file
+
+    patchers = host.module("comfy.model_patcher")
+    if not hasattr(patchers, "CoreModelPatcher"):
+        pytest.skip("this host has no dynamic VRAM")
+
+    class Dynamic(patchers.ModelPatcher):  # type: ignore[misc,name-defined]
+        """What the host's own does at loading time: weights are views of the file, of the file's type."""
+
+        def is_dynamic(self) -> bool:
+            return True
+
+    expected = load_vae_file(vae_file(host), request(None)).value.decode(latent())
+    host.free_all()
+    monkeypatch.setattr(patchers, "CoreModelPatcher", Dynamic)
+    with caplog.at_level("INFO", logger="comfy_nodes.host"):
+        loaded = load_vae_file(vae_file(host), request("npu:0,100kb;npu:1,1mb;cpu,*"))
+    assert not loaded.value.patcher.is_dynamic()
+    assert {parameter.dtype for parameter in loaded.value.first_stage_model.parameters()} == {loaded.value.vae_dtype}
+    assert torch.equal(loaded.value.decode(latent()), expected)
+    assert sum("without the host's dynamic VRAM" in record.message for record in caplog.records) == 1
+
+
 def test_controls_that_move_more_than_there_is_move_everything_and_say_so(host: Host) -> None:
     from comfy_nodes.host._parts import load_vae_file
 
@@ -195,6 +221,17 @@ def test_a_control_net_waits_on_its_device_and_works_where_the_sampler_does(
 def test_a_file_that_is_no_control_net(host: Host) -> None:
     with pytest.raises(adapter.ModelFileError, match="ControlNet"):
         adapter.load_controlnet(host.diffusion(), request(None))
+
+
+def test_a_control_that_moves_itself_loads_on_the_hosts_device_and_is_refused_on_others(
+    host: Host, tmp_path: Path
+) -> None:
+    path = tmp_path / "control_lora.safetensors"
+    save_file({"lora_controlnet": torch.zeros(1)}, path)
+    assert type(adapter.load_controlnet(path, request(None)).value).__name__ == "ControlLora"
+    for wanted in (request(None, "npu:2"), request("#npu:0;1;cpu")):
+        with pytest.raises(adapter.PlacementRefusedError, match="ControlLora"):
+            adapter.load_controlnet(path, wanted)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def is_stored_as_loaded(path: str | Path) -> bool:
     if file.suffix.lower() == GGUF_SUFFIX or file.suffix == ".json":
         return file.suffix.lower() == GGUF_SUFFIX
     types = {tensor.dtype for tensor in read_safetensors_header(file).tensors.values() if len(tensor.shape) > 1}
-    return types <= {"bfloat16", "float16"}
+    return bool(types) and types <= {"bfloat16", "float16"}
 
 
 def diffusion_prefix(sizes: Sizes) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.clip_vision
 import comfy.controlnet
+import comfy.model_management as management
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -100,7 +101,8 @@ def load_controlnet(path: str | Path, request: PlacementRequest, *, model: Any =
     subject = Path(path).name
     options = device_options(request)
     patcher = getattr(control, "control_model_wrapped", None)
-    if not options:
+    as_the_host = not request.is_placed and options.get("load_device") in (None, management.get_torch_device())
+    if not options or (patcher is None and as_the_host):
         return Loaded(value=control, reports=(PlacementReport(subject=subject, text=f"{subject}: loaded by the host"),))
     if patcher is None:
         kind = type(control).__name__
@@ -128,9 +130,10 @@ def _vae(weights: dict[str, torch.Tensor], metadata: Any, request: PlacementRequ
 def _made_classic(patcher: Any, dtype: torch.dtype) -> Any:
     """An ordinary patcher for a model that the host made for its dynamic VRAM, with weights of the type it computes in.
 
-    The functions that make these models take no argument against it.
+    The functions that make these models take no argument against it. Their weights are views of the file then, of the
+    type they are stored in; they become memory of their own.
     """
     if not _compat.is_dynamic(patcher):
         return patcher
-    patcher.model.to(dtype=dtype)
+    patcher.model._apply(lambda tensor: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True))
     return ModelPatcher(patcher.model, load_device=patcher.load_device, offload_device=CPU)
