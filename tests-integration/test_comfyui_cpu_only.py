@@ -19,7 +19,7 @@ from comfyui_workflows import (
     with_inputs,
 )
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]
 FILES = {"flux": (unet_file("flux"), unet_file("flux")), "gguf": (GGUF_FILE, GGUF_DENSE)}
 
 

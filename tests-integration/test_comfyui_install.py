@@ -32,6 +32,7 @@ FORBIDDEN = {"ray", "ray_parallel"}
 pytestmark = [
     pytest.mark.host,
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not on the PATH; pip install uv"),
 ]
 

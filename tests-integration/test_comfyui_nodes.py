@@ -30,7 +30,7 @@ from comfyui_workflows import (
     with_inputs,
 )
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]
 MODELS = tuple(TINY_MODELS)
 PLACED: dict[str, Callable[[str], Node]] = {
     "standardized": standardized,

@@ -13,7 +13,7 @@ from comfyui_checkpoints import CHECKPOINT, TEXT_ENCODER, VAE
 from comfyui_server import Server
 from comfyui_workflows import SPLIT, Node, Workflow, node, sampling, stock_unet, unet_file
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]
 CONTROLS = {"virtual_ram_gb": 0.02, "donor_device": "npu:2", "expert_mode_allocations": ""}
 
 

@@ -9,7 +9,7 @@ from comfyui_checkpoints import TEXT_ENCODER, TINY_MODELS, VAE
 from comfyui_server import Server
 from comfyui_workflows import node, sampling, stock_unet, unet_file
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]
 MODELS = tuple(TINY_MODELS)
 LOADED_AS = {"flux": "Flux", "wan": "WAN21", "ltxv": "LTXV", "sd15": "BaseModel"}
 

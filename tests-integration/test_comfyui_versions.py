@@ -24,7 +24,7 @@ FILE = unet_file(MODEL)
 PACKED, DENSE = "tiny_wan_q8_0.gguf", "tiny_wan_q8_0_dense.safetensors"
 LORA = (f"tiny_{MODEL}_lora.safetensors", 1.0)
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
