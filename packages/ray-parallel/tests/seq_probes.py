@@ -110,6 +110,92 @@ def counting(step: int) -> Call:
     return filled(Counting()), {"x": random(1, IMAGE_TOKENS[step], DIM), "first": (4, 7, 8, 13)[step]}
 
 
+class PerFrame:
+    """One row a frame, as LTX keeps them."""
+
+    __slots__ = ("batch_size", "data", "feature_dim", "num_frames", "patches_per_frame")
+
+    def __init__(self, data: Tensor, patches_per_frame: int, per_frame: bool = True) -> None:
+        assert per_frame
+        self.batch_size, self.num_frames, self.feature_dim = data.shape
+        self.data, self.patches_per_frame = data, patches_per_frame
+
+    def expand(self) -> Tensor:
+        return self.data.repeat_interleave(self.patches_per_frame, 1)
+
+    def expand_for_computation(
+        self, scale_shift_table: Tensor, batch_size: int, indices: slice = slice(None)
+    ) -> tuple[Tensor, ...]:
+        rows = self.data.reshape(batch_size, self.num_frames, scale_shift_table.shape[0], -1)[:, :, indices]
+        values = (scale_shift_table[indices][None, None] + rows).unbind(2)
+        return tuple(value.repeat_interleave(self.patches_per_frame, 1) for value in values)
+
+
+class Framed(Video):
+    """Hands its modulation to its blocks with one row a frame, and they expand it."""
+
+    class Block(VideoBlock):
+        """Expands the rows."""
+
+        def forward(self, x: Tensor, pe: Tensor, e: Any, context: Tensor, mask: Tensor | None = None) -> Tensor:
+            return super().forward(x, pe, e.expand(), context, mask)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block(3) for _ in range(2))
+
+
+def framed(step: int) -> Call:
+    """Compressed rows, and a dense mask over all tokens."""
+    frames = (3, 5, 7, 8)[step]
+    inputs = video_inputs(tokens=4 * frames, mask=True)
+    return filled(Framed()), {**inputs, "e": PerFrame(random(1, frames, DIM, seed=3), 4)}
+
+
+class Nested(Video):
+    """Its blocks return tuples inside of tuples."""
+
+    class Block(VideoBlock):
+        """Returns its result twice."""
+
+        def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Any:
+            return (super().forward(x, pe, e, context, mask), (x, x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block(3) for _ in range(2))
+
+    def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x, _ = block(x, pe, e=e, context=context, mask=mask)
+        out: Tensor = self.head(x)
+        return out
+
+
+def nested(step: int) -> Call:
+    """Results that no plan describes."""
+    return filled(Nested()), video_inputs(tokens=IMAGE_TOKENS[step])
+
+
+class Alternating(nn.Module):
+    """Two lists of blocks that take turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.odd = (nn.ModuleList(VideoBlock(3) for _ in range(2)) for _ in range(2))
+
+    def forward(self, x: Tensor, pe: Tensor, e: Tensor, context: Tensor) -> Tensor:
+        for even, odd in zip(self.even, self.odd, strict=True):
+            x = odd(even(x, pe, e, context), pe, e, context)
+        return x.cumsum(1)
+
+
+def alternating(step: int) -> Call:
+    """One region of two lists."""
+    inputs = video_inputs(tokens=IMAGE_TOKENS[step])
+    return filled(Alternating()), {name: value for name, value in inputs.items() if name != "mask"}
+
+
 def unsteady(step: int) -> Call:
     """Another result each time."""
     return filled(Video()), {**video_inputs(tokens=IMAGE_TOKENS[step]), "x": torch.randn(1, IMAGE_TOKENS[step], DIM)}

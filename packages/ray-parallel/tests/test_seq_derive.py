@@ -18,6 +18,7 @@ from ray_parallel.sequence import (
     Attn,
     CanaryError,
     ChangedModelError,
+    Compressed,
     Derived,
     DeriveError,
     Plan,
@@ -73,6 +74,18 @@ def test_numbers_of_tokens_are_found_and_numbers_of_layers_left_alone() -> None:
     assert "layer" in region.whole
 
 
+def test_compressed_rows_are_found_and_a_dense_mask_stays_whole() -> None:
+    region = only_region(seq_probes.framed)
+    assert region.args["e"] == Compressed("x")
+    assert "mask" in region.whole
+
+
+def test_lists_that_take_turns_are_one_region() -> None:
+    region = only_region(seq_probes.alternating)
+    assert region.blocks == ("even", "odd")
+    assert region.exit == "odd"
+
+
 def test_a_model_that_works_between_its_blocks_gets_its_tokens_whole_there() -> None:
     assert only_region(seq_probes.between).scope == "block"
 
@@ -102,6 +115,7 @@ def test_a_derived_plan_is_exact_at_a_length_that_was_not_tried(ranks: int) -> N
         ("mixing", "none of 2 proposals held; the first one: the parallel result differs"),
         ("unsteady", "another result each time"),
         ("linear", "no list of blocks"),
+        ("nested", "tuples inside of tuples"),
     ],
 )
 def test_what_cannot_be_trusted_is_refused(name: str, reason: str) -> None:

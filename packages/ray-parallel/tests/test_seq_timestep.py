@@ -10,31 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from seq_core_models import random
-from torch import Tensor
+from seq_probes import PerFrame
 
 from ray_parallel.sequence import PlanError, process_usp_timestep
-
-
-class PerFrame:
-    """One row a frame, as LTX keeps them."""
-
-    __slots__ = ("batch_size", "data", "feature_dim", "num_frames", "patches_per_frame")
-
-    def __init__(self, data: Tensor, patches_per_frame: int, per_frame: bool = True) -> None:
-        assert per_frame
-        self.batch_size, self.num_frames, self.feature_dim = data.shape
-        self.data, self.patches_per_frame = data, patches_per_frame
-
-    def expand(self) -> Tensor:
-        return self.data.repeat_interleave(self.patches_per_frame, 1)
-
-    def expand_for_computation(
-        self, scale_shift_table: Tensor, batch_size: int, indices: slice = slice(None)
-    ) -> tuple[Tensor, ...]:
-        rows = self.data.reshape(batch_size, self.num_frames, scale_shift_table.shape[0], -1)[:, :, indices]
-        values = (scale_shift_table[indices][None, None] + rows).unbind(2)
-        return tuple(value.repeat_interleave(self.patches_per_frame, 1) for value in values)
-
 
 Kind = type[Any]
 
