@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes_testing import DEVICES
 
@@ -116,6 +116,7 @@ def test_a_bad_text_is_shown_with_its_place() -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_the_check_and_the_node_agree_on_every_text(text: str) -> None:
     found = check_expert(text)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes_testing import DEVICES
 
@@ -38,12 +38,14 @@ def controls_in_two_namings(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, 
     return today, older
 
 
+@settings(deadline=None)
 @given(controls_in_two_namings())
 def test_a_name_does_not_change_the_meaning(pair: tuple[dict[str, Any], dict[str, Any]]) -> None:
     today, older = pair
     assert read_controls(older, DEVICES) == read_controls(today, DEVICES)
 
 
+@settings(deadline=None)
 @given(controls_in_two_namings(), st.randoms(use_true_random=False))
 def test_saying_it_twice_the_same_way_is_no_conflict_in_any_order(
     pair: tuple[dict[str, Any], dict[str, Any]], random: Any

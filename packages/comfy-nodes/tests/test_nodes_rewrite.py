@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes_testing import DEVICES
 
@@ -32,6 +32,7 @@ older_inputs = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PLACED), older_inputs)
 def test_what_is_said_anew_asks_for_the_same(node_id: str, inputs: dict[str, Any]) -> None:
     row = TABLE[node_id]
@@ -41,6 +42,7 @@ def test_what_is_said_anew_asks_for_the_same(node_id: str, inputs: dict[str, Any
     assert _outcome(row, said) == _outcome(row, inputs)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PLACED), older_inputs)
 def test_saying_it_anew_twice_changes_nothing(node_id: str, inputs: dict[str, Any]) -> None:
     row = TABLE[node_id]
