@@ -101,3 +101,16 @@ def test_the_public_names_are_frozen() -> None:
     assert set(ray_parallel.__all__) <= set(dir(ray_parallel))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         ray_parallel.nothing  # noqa: B018 (the access is the test)
+
+
+def test_the_names_of_the_workers_are_frozen() -> None:
+    from ray_parallel import workers
+
+    errors = {name for name in workers.__all__ if name.endswith(("Error", "Failure"))}
+    assert set(workers.__all__) - errors == {
+        "Cluster", "FileStamp", "GroupOptions", "OpenWeights", "Progress", "Recipe", "Share", "SharedWeights",
+        "SharingReport", "StoreRoom", "TensorSlot", "WeightsLayout", "WorkerContext", "WorkerGroup", "connect_cluster",
+        "resolve", "start_cluster",
+    }  # fmt: skip
+    assert all(issubclass(getattr(workers, name), ray_parallel.ParallelError) for name in errors)
+    assert len(errors) == 17
