@@ -14,7 +14,7 @@ from comfy_nodes.nodes._table import TABLE
 from comfyui_server import Server
 from comfyui_workflows import node, sampling
 
-pytestmark = [pytest.mark.host, pytest.mark.slow]
+pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[1]
 PACK = ROOT / "packages/comfy-nodes/src/comfy_nodes"
 FLUX = "tiny_flux.safetensors"
