@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,12 +34,45 @@ def gguf_type(name: str) -> str:
     return "F16" if name.startswith("embed") else "Q6_K" if "down" in name else "Q4_K"
 
 
+MY_MODEL = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        return x + self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class MyTransformer(nn.Module):
+    def __init__(self, depth, width):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the models that the pages talk about, 60 blocks that are nothing but holes in the files."""
+    """A folder with the models that the pages talk about; those in files are 60 blocks that are nothing but holes."""
     folder = tmp_path_factory.mktemp("docs")
     write_header(folder / "model.safetensors", transformer_shapes(60, 3900), body=True)
     write_hollow_gguf(folder / "model-Q4_K.gguf", transformer_shapes(60, 3840), gguf_type)
+    commands = (REPOSITORY / "docs/commands.md").read_text(encoding="utf-8")
+    (probe,) = re.findall(r"^```python\n(def probe.*?)^```$", commands, flags=re.MULTILINE | re.DOTALL)
+    (folder / "my_model.py").write_text(MY_MODEL + probe, encoding="utf-8")
     return folder
 
 
@@ -47,6 +81,7 @@ def test_the_page_shows_what_is_printed(
     command: str, output: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "my_model", raising=False)
     name, *words = shlex.split(command)
     assert name == "torchspan"
     main(words)
@@ -55,7 +90,7 @@ def test_the_page_shows_what_is_printed(
 
 
 def test_there_are_transcripts_to_check() -> None:
-    assert {shlex.split(command)[1] for command, _ in transcripts()} == {"explain", "plan", "gguf"}
+    assert {shlex.split(command)[1] for command, _ in transcripts()} == {"explain", "plan", "gguf", "sp"}
 
 
 @pytest.mark.parametrize("page", PAGES)

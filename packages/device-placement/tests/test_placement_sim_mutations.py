@@ -195,7 +195,8 @@ def test_the_engine_as_it_is_passes(sim: types.ModuleType, scenario: Scenario) -
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
 def test_a_missing_call_is_caught(sim: types.ModuleType, mutant: Mutant) -> None:
     with mutated(mutant) as package:
-        caught = any(complaint(scenario, package, sim) for scenario in SCENARIOS)
+        # More than once: on a busy machine a thread that nobody waits for may happen to be done in time.
+        caught = any(complaint(scenario, package, sim) for _ in range(5) for scenario in SCENARIOS)
     gc.collect()
     # A thread of the broken engine may have issued its last copies only when it was collected.
     torch.accelerator.synchronize(0)
