@@ -92,6 +92,10 @@ def test_pages_examples_and_texts_are_found(device_server: Server) -> None:
     one = sorted(names)[0]
     example = device_server.get(f"/api/workflow_templates/torchspan/{quote(one)}.json")
     assert example == json.loads((PACK / "example_workflows" / f"{one}.json").read_text())
+    picture = f"{device_server.url}/api/workflow_templates/torchspan/{quote(one)}.jpg"
+    with urllib.request.urlopen(picture, timeout=30) as answer:
+        assert answer.headers.get_content_type() == "image/jpeg"
+        assert answer.read() == (PACK / "example_workflows" / f"{one}.jpg").read_bytes()
     page = f"{device_server.url}/extensions/torchspan/docs/TorchspanPlan.md"
     with urllib.request.urlopen(page, timeout=30) as answer:
         assert answer.read().decode() == (PACK / "web/docs/TorchspanPlan.md").read_text()

@@ -1,7 +1,8 @@
-"""Write the example workflows of the pack, in the form that ComfyUI's editor saves.
+"""Write the example workflows of the pack, in the form that ComfyUI's editor saves, and a picture beside each.
 
 Run `uv run python tools/node_examples.py` to write them into the pack, with `--check` to see whether they are current.
-The graphs are in example_graphs.py; inputs and outputs of our nodes come from their table, the host's from here.
+The graphs are in example_graphs.py; inputs and outputs of our nodes come from their table, the host's from here;
+example_pictures.py draws the pictures, which the host's template browser shows.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def workflow(example: Example) -> dict[str, Any]:
                 if "*" not in (given, wanted) and given != wanted:
                     raise ValueError(f"{example.name}: {socket} of {node.name} is a {wanted}, not a {given}")
                 links.append([len(links) + 1, ids[source], output, ids[node.name], slot, given])
-    nodes = [_saved(node, ids, links, column=_depth(node, example)) for node in example.nodes]
+    places = _places(example)
+    nodes = [_saved(node, ids, links, places[node.name]) for node in example.nodes]
     note = {
         "id": len(nodes) + 1,
         "type": "MarkdownNote",
@@ -177,7 +179,29 @@ def _depth(node: Node, example: Example) -> int:
     return max((1 + _depth(each, example) for each in example.nodes if each.name in sources), default=0)
 
 
-def _saved(node: Node, ids: Mapping[str, int], links: Sequence[Sequence[Any]], *, column: int) -> dict[str, Any]:
+_GAP: Final = 80
+"""Between two nodes of a column: room for the title, which the editor draws above a node's place."""
+
+
+def _height(node: Node) -> int:
+    return 90 + 26 * len(kind_of(node.kind).widgets)
+
+
+def _places(example: Example) -> dict[str, tuple[int, int]]:
+    """Where each node is in the editor: columns by depth, centred, in each of them one below the other."""
+    columns = {node.name: _depth(node, example) for node in example.nodes}
+    ends: dict[int, int] = {}
+    above = {}
+    for node in example.nodes:
+        above[node.name] = ends.get(columns[node.name], -_GAP) + _GAP
+        ends[columns[node.name]] = above[node.name] + _height(node)
+    tallest = max(ends.values())
+    return {name: (column * 480, above[name] + (tallest - ends[column]) // 2) for name, column in columns.items()}
+
+
+def _saved(
+    node: Node, ids: Mapping[str, int], links: Sequence[Sequence[Any]], place: tuple[int, int]
+) -> dict[str, Any]:
     kind = kind_of(node.kind)
     number = ids[node.name]
     into = {link[4]: link[0] for link in links if link[3] == number}
@@ -187,8 +211,8 @@ def _saved(node: Node, ids: Mapping[str, int], links: Sequence[Sequence[Any]], *
     return {
         "id": number,
         "type": node.kind,
-        "pos": [column * 480, number * 150 - 150],
-        "size": [420, 90 + 26 * len(kind.widgets)],
+        "pos": list(place),
+        "size": [420, _height(node)],
         "flags": {},
         "order": number,
         "mode": 0,
@@ -215,37 +239,66 @@ def _value(node: Node, name: str) -> Any:
     return "cuda:0" if default is None else default
 
 
-def pages() -> dict[Path, str]:
-    """Every example, relative to the repository, with its text."""
-    return {
-        FOLDER / f"{example.name}.json": json.dumps(workflow(example), indent=1, ensure_ascii=False) + "\n"
-        for example in EXAMPLES
-    }
+def pages() -> dict[Path, dict[str, Any]]:
+    """Every example as it is saved, by its path relative to the repository."""
+    return {FOLDER / f"{example.name}.json": workflow(example) for example in EXAMPLES}
+
+
+def text_of(saved: Mapping[str, Any]) -> str:
+    """The text of a workflow's file."""
+    return json.dumps(saved, indent=1, ensure_ascii=False) + "\n"
+
+
+def stale(root: Path) -> list[Path]:
+    """Workflows and pictures that are missing, out of date or of no example, relative to a repository."""
+    from example_pictures import is_current  # Pillow is not for those who only ask what a node takes and gives
+
+    written = pages()
+    there = {path.relative_to(root) for ending in ("json", "jpg") for path in (root / FOLDER).glob(f"*.{ending}")}
+    found = sorted(there - set(written) - {path.with_suffix(".jpg") for path in written})
+    for path, saved in written.items():
+        if path not in there or (root / path).read_text(encoding="utf-8") != text_of(saved):
+            found.append(path)
+        if not is_current(root / path.with_suffix(".jpg"), saved):
+            found.append(path.with_suffix(".jpg"))
+    return found
+
+
+def write(root: Path) -> int:
+    """Write what is stale and remove what is of no example; return the number of files touched.
+
+    Raises:
+        ValueError: a graph is wrong, or its picture is too large.
+    """
+    from example_pictures import picture
+
+    written = pages()
+    outdated = stale(root)
+    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    for path in outdated:
+        saved = written.get(path.with_suffix(".json"))
+        if saved is None:
+            (root / path).unlink()
+        elif path.suffix == ".jpg":
+            (root / path).write_bytes(picture(saved))
+        else:
+            (root / path).write_text(text_of(saved), encoding="utf-8")
+    return len(outdated)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write, or with `--check` report what is out of date and return 1."""
-    parser = argparse.ArgumentParser(description="Write the example workflows.")
+    parser = argparse.ArgumentParser(description="Write the example workflows and their pictures.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when one is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="repository (default: this one)")
     options = parser.parse_args(arguments)
-    written = pages()
-    there = {path.relative_to(options.root) for path in (options.root / FOLDER).glob("*.json")}
-    outdated = [
-        path for path, text in written.items() if path not in there or (options.root / path).read_text() != text
-    ]
-    outdated += sorted(there - set(written))
-    if options.check:
-        for path in outdated:
-            print(f"{path}: not what example_graphs.py says; run tools/node_examples.py")
-        return 1 if outdated else 0
-    for path in there - set(written):
-        (options.root / path).unlink()
-    for path, text in written.items():
-        (options.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (options.root / path).write_text(text, encoding="utf-8")
-    print(f"{len(written)} workflows written")
-    return 0
+    if not options.check:
+        print(f"{write(options.root)} files written or removed")
+        return 0
+    outdated = stale(options.root)
+    for path in outdated:
+        print(f"{path}: not what example_graphs.py says; run tools/node_examples.py")
+    return 1 if outdated else 0
 
 
 if __name__ == "__main__":

@@ -119,6 +119,9 @@ def test_the_pack_of_this_repository_is_whole(tmp_path: Path, capsys: pytest.Cap
         wanted = file.read("requirements.txt").decode().split()
     for sources in ROOT.glob("packages/*/src"):
         assert {f"lib/{path.relative_to(sources).as_posix()}" for path in sources.rglob("*.py")} <= names
+    examples = {f"example_workflows/{path.name}" for path in (ROOT / "example_workflows").iterdir()}
+    assert {name for name in names if name.startswith("example_workflows/")} == examples
+    assert {Path(name).stem for name in examples if name.endswith(".jpg")} == {Path(name).stem for name in examples}
     assert not any(name.startswith(("torch>", "ray>", "alloc-spec")) for name in wanted)
     assert archive.stat().st_size < 4 << 20
     assert wanted == (ROOT / "requirements.txt").read_text(encoding="utf-8").split(), "what a clone installs differs"
