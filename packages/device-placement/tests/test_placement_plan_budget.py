@@ -164,6 +164,58 @@ def test_rounding_goes_to_the_donor_with_the_wildcard() -> None:
     assert [result.bytes_on(name) // MIB for name in ("cuda:1", "cpu", "cuda:2")] == [200, 1600, 200]
 
 
+WHOLE = tree_of([(100 * MIB,)] * 20)
+THREE = ("cuda:1", "cuda:2", "cpu")
+
+
+@pytest.mark.parametrize("policy", ["stripe", "interleave", "contiguous", "legacy_tail"])
+@pytest.mark.parametrize("donors", ["cuda:1,cuda:2,cpu", "cuda:1,cpu", "cpu,cuda:1"])
+def test_rounding_stays_with_the_donors_that_are_asked_first(donors: str, policy: str) -> None:
+    """250 MB are three layers: the third goes where there is room and something already, not to a donor left idle."""
+    result = plan(WHOLE, f"#cuda:0;0.25;{donors}", machine(4 * GIB, donors=THREE), policy=policy)  # type: ignore[arg-type]
+    assert result.bytes_on(donors.split(",")[0]) == 300 * MIB
+
+
+def test_rounding_goes_on_to_the_donor_in_use_that_has_room() -> None:
+    hardware = machine(4 * GIB, donors=THREE)
+    full = replace(hardware.device("cuda:1"), free_bytes=250 * MIB)
+    hardware = replace(hardware, devices=(hardware.devices[0], full, *hardware.devices[2:]))
+    result = plan(WHOLE, "#cuda:0;0.5;cuda:1,cuda:2,cpu", hardware)
+    assert [result.bytes_on(name) // MIB for name in THREE] == [200, 400, 0]
+
+
+def test_rounding_goes_to_an_idle_donor_where_those_in_use_are_full() -> None:
+    hardware = machine(4 * GIB, donors=THREE)
+    full = [replace(hardware.device(name), free_bytes=250 * MIB) for name in ("cuda:1", "cuda:2")]
+    hardware = replace(hardware, devices=(hardware.devices[0], *full, hardware.devices[3]))
+    result = plan(WHOLE, f"#cuda:0;{500 / 1024};cuda:1,cuda:2,cpu", hardware)
+    assert [result.bytes_on(name) // MIB for name in THREE] == [200, 200, 100]
+
+
+def test_the_room_of_a_donor_in_use_is_counted_with_the_gaps_between_tensors() -> None:
+    """12 bytes in tensors of one byte take 12 times 512 bytes: 10 of them have room on the first donor."""
+    hardware = machine(4 * GIB, donors=("cuda:1", "cpu"))
+    small = replace(hardware.device("cuda:1"), free_bytes=11 * 512)
+    hardware = replace(hardware, devices=(hardware.devices[0], small, hardware.devices[2]))
+    budget = Budget(order=("cuda:0", "cuda:1", "cpu"), amounts={"cuda:0": 50, "cuda:1": 10, "cpu": 0})
+    result = plan(tree_of([(1, 1, 1)] * 20), budget, hardware, policy="interleave")
+    assert [result.bytes_on(name) for name in budget.order] == [48, 10, 2]
+
+
+def test_what_auto_gives_up_may_still_need_an_idle_donor() -> None:
+    hardware = machine(GIB, donors=("cuda:1", "cpu"))
+    small = replace(hardware.device("cuda:1"), free_bytes=1200 * MIB)
+    hardware = replace(hardware, devices=(hardware.devices[0], small, hardware.devices[2]))
+    budget = Budget(
+        order=("cuda:0", "cuda:1", "cpu"),
+        amounts={"cuda:0": 1000 * MIB, "cuda:1": 1000 * MIB, "cpu": 0},
+        auto_devices=frozenset({"cuda:0"}),
+    )
+    result = plan(WHOLE, budget, hardware)
+    assert result.bytes_on("cuda:1") == 1000 * MIB
+    assert result.bytes_on("cpu") >= 100 * MIB
+
+
 def test_a_donor_without_room_for_its_share_is_named() -> None:
     budget = Budget(order=("cuda:0", "cpu"), amounts={"cuda:0": 5 * GIB, "cpu": 5 * GIB})
     with pytest.raises(BudgetTooSmallError) as caught:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import alloc_spec
-from alloc_spec import AllocationSpec, Budget, DeviceMemory
+from alloc_spec import AllocationSpec, Budget, DeviceMemory, NoSpaceError
 from block_discovery import BlockTree
+from device_placement._advice import raise_advised
 from device_placement._errors import BudgetTooSmallError, InvalidPlanError
-from device_placement._hardware import Hardware
+from device_placement._hardware import Device, Hardware
 from device_placement._layout import Layout, Wish, layout
 from device_placement._plan import PlacementPlan, Policy, aligned_bytes
 
@@ -57,11 +58,32 @@ def plan(
         BudgetTooSmallError: the rest and the slots do not fit; says how many bytes are missing and what would fit.
         InvalidPlanError: the budget is for another model or compute device, or an argument is out of range.
         UnknownDeviceError: the budget names a device that `hardware` does not have.
-        alloc_spec.AllocSpecError: the text is no allocation, or cannot be resolved on this hardware.
+        alloc_spec.AllocSpecError: the text is no allocation, or cannot be resolved on this hardware; an allocation
+            that it suggests can be planned.
     """
     if slots < 1:
         raise InvalidPlanError(f"{slots} slots cannot receive anything; use 1 or more (2 overlap copy and compute)")
-    resolved = _resolved(tree, budget, hardware)
+
+    def attempt(allocation: Budget | AllocationSpec | str) -> PlacementPlan:
+        resolved = _resolved(tree, allocation, hardware)
+        return _planned(tree, resolved, hardware, policy=policy, slots=slots, unit_seconds=unit_seconds)
+
+    try:
+        return attempt(budget)
+    except NoSpaceError as error:
+        raise_advised(error, hardware, attempt)
+
+
+def _planned(
+    tree: BlockTree,
+    resolved: Budget,
+    hardware: Hardware,
+    *,
+    policy: Policy,
+    slots: int,
+    unit_seconds: Mapping[str, float] | None,
+) -> PlacementPlan:
+    """The plan of a budget, checked against the memory there is."""
     request = _request(tree, resolved, hardware)
     propose = layout(tree, request.wish, policy=policy, slots=slots, unit_seconds=unit_seconds)
     trial = _Trial(request=request, layout=propose, policy=policy, slots=slots, warnings=resolved.warnings)
@@ -165,15 +187,16 @@ def _request(tree: BlockTree, budget: Budget, hardware: Hardware) -> _Request:
     donors = [name for name in order if name != compute]
     amounts = {name: budget.bytes_for(name) for name in donors}
     flexible = [name for name in donors if name in budget.auto_devices or name == budget.rest_device]
-    elastic = _elastic(donors, amounts, hardware, flexible)
+    auto = compute in budget.auto_devices
+    elastic = _elastic(donors, amounts, hardware, flexible, slack_bytes=_slack(tree, len(donors), auto=auto))
     rest = sum(unit.size_bytes for unit in tree.units if unit.kind == "rest")
-    may_choose = compute in budget.auto_devices and elastic is not None
+    may_choose = auto and elastic is not None
     resident = budget.bytes_for(compute)
     if may_choose:
         resident += sum(amounts[name] for name in flexible)
     warnings: list[str] = []
     if resident < rest:
-        _check_rest(compute, rest, resident, tree.size_bytes)
+        _check_rest(hardware.device(compute), rest, resident, tree.size_bytes)
         resident = rest
         warnings.append(
             f"{compute} was given no bytes of the model, but {rest} bytes outside every block stay there: "
@@ -190,13 +213,30 @@ def _request(tree: BlockTree, budget: Budget, hardware: Hardware) -> _Request:
     )
 
 
-def _elastic(donors: list[str], amounts: Mapping[str, int], hardware: Hardware, flexible: list[str]) -> str | None:
-    """The donor that takes the rounding: one whose amount is nobody's wish if there is one, then the roomiest."""
-    return max(
-        donors,
-        key=lambda name: (name in flexible, hardware.device(name).usable_bytes - amounts[name], donors.index(name)),
-        default=None,
-    )
+def _elastic(
+    donors: list[str], amounts: Mapping[str, int], hardware: Hardware, flexible: list[str], *, slack_bytes: int
+) -> str | None:
+    """The donor that takes the rounding: one whose amount is nobody's wish if there is one, then the roomiest.
+
+    A donor that was given nothing, because others are to be filled first, takes none while one in use has room.
+    """
+
+    def preference(name: str) -> tuple[bool, bool, int, int]:
+        room = hardware.device(name).usable_bytes - amounts[name]
+        return name in flexible, amounts[name] > 0 and room >= slack_bytes, room, donors.index(name)
+
+    return max(donors, key=preference, default=None)
+
+
+def _slack(tree: BlockTree, donor_count: int, *, auto: bool) -> int:
+    """The most that one donor may have to take beyond its amount: a unit a donor, and the gaps between tensors.
+
+    Where the compute device may give up more than its amount (`auto`), that is the whole model.
+    """
+    units = [unit for unit in tree.units if unit.kind != "rest"]
+    gaps = sum(aligned_bytes(tensor.size_bytes) - tensor.size_bytes for unit in units for tensor in unit.tensors)
+    largest = max((unit.size_bytes for unit in units), default=0)
+    return (tree.size_bytes if auto else donor_count * largest) + gaps
 
 
 def _unverified(hardware: Hardware, donors: list[str]) -> list[str]:
@@ -208,16 +248,20 @@ def _unverified(hardware: Hardware, donors: list[str]) -> list[str]:
     ]
 
 
-def _check_rest(compute: str, rest_bytes: int, resident_bytes: int, model_bytes: int) -> None:
+def _check_rest(compute: Device, rest_bytes: int, resident_bytes: int, model_bytes: int) -> None:
     """Refuse an amount that the rest does not fit into, unless it is 0 and there is something else to move."""
     if resident_bytes == 0 and rest_bytes < model_bytes:
         return
+    if rest_bytes <= compute.usable_bytes:
+        remedy = f"give {compute.name} at least {rest_bytes} bytes ({_gib(rest_bytes, up=True)}) of the model"
+    else:
+        remedy = f"free memory on {compute.name} or lower its reserve: {compute.usable_bytes} bytes are usable there"
     raise BudgetTooSmallError(
-        device=compute,
+        device=compute.name,
         what="the parts of the model that are always resident (outside every block)",
         needed_bytes=rest_bytes,
         available_bytes=resident_bytes,
-        remedy=f"give {compute} at least {rest_bytes} bytes ({_gib(rest_bytes, up=True)}) of the model",
+        remedy=remedy,
     )
 
 
