@@ -143,6 +143,19 @@ def _make(base: str, *ours: str, kind: type = ByGlobal, **more: Any) -> type:
     return type(base, (kind,), members)
 
 
+def _declare(base: str, output: str, *, kind: type = ByHost, **groups: dict[str, Any]) -> type:
+    """A node whose inputs nobody published with a device: as its own pack declares them."""
+    members = {
+        "BASE": base,
+        "INPUT_TYPES": classmethod(lambda cls: {name: dict(inputs) for name, inputs in groups.items()}),
+        "RETURN_TYPES": (output,),
+        "__module__": __name__,
+    }
+    return type(base, (kind,), members)
+
+
+_FILE = (["a.safetensors", "b.safetensors"],)
+_PRECISION = (["fp16", "fp32", "bf16"], {"default": "bf16"})
 _GPU_OR_CPU = (["gpu", "cpu"], {"default": "gpu"})
 _PLACE = (["main_device", "offload_device"], {"default": "offload_device"})
 
@@ -152,10 +165,54 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "DownloadAndLoadFlorence2Model": _make("DownloadAndLoadFlorence2Model", "device", "offload_device", kind=ByHost),
     "CheckpointLoaderNF4": _make("CheckpointLoaderNF4", "device"),
     "LoadFluxControlNet": Shown,
+    "MMAudioModelLoader": _declare(
+        "MMAudioModelLoader", "MMAUDIO_MODEL", required={"mmaudio_model": _FILE, "base_precision": _PRECISION}
+    ),
+    "MMAudioFeatureUtilsLoader": _declare(
+        "MMAudioFeatureUtilsLoader",
+        "MMAUDIO_FEATUREUTILS",
+        required={"vae_model": _FILE, "synchformer_model": _FILE, "clip_model": _FILE},
+        optional={
+            "bigvgan_vocoder_model": ("VOCODER_MODEL",),
+            "mode": (["16k", "44k"], {"default": "44k"}),
+            "precision": _PRECISION,
+        },
+    ),
     "MMAudioSampler": _make("MMAudioSampler", "device", kind=ByHost),
     "PulidModelLoader": Broken,
     "PulidInsightFaceLoader": _make("PulidInsightFaceLoader", "device"),
     "PulidEvaClipLoader": _make("PulidEvaClipLoader", "device"),
+    "HyVideoModelLoader": _declare(
+        "HyVideoModelLoader",
+        "HYVIDEOMODEL",
+        required={
+            "model": _FILE,
+            "base_precision": _PRECISION,
+            "quantization": (["disabled", "fp8_e4m3fn"], {"default": "disabled"}),
+            "load_device": _PLACE,
+        },
+        optional={
+            "attention_mode": (["sdpa", "comfy"], {"default": "sdpa"}),
+            "block_swap_args": ("BLOCKSWAPARGS",),
+            "lora": ("HYVIDLORA", {"default": None}),
+        },
+    ),
+    "HyVideoVAELoader": _declare(
+        "HyVideoVAELoader",
+        "VAE",
+        required={"model_name": _FILE},
+        optional={"precision": _PRECISION, "compile_args": ("COMPILEARGS",)},
+    ),
+    "DownloadAndLoadHyVideoTextEncoder": _declare(
+        "DownloadAndLoadHyVideoTextEncoder",
+        "HYVIDTEXTENCODER",
+        required={"llm_model": _FILE, "clip_model": _FILE, "precision": _PRECISION},
+        optional={
+            "apply_final_norm": ("BOOLEAN", {"default": False}),
+            "hidden_state_skip_layer": ("INT", {"default": 2}),
+            "load_device": _PLACE,
+        },
+    ),
     "LoadWanVideoT5TextEncoder": _make("LoadWanVideoT5TextEncoder", "device", load_device=_PLACE),
     "LoadWanVideoClipTextEncoder": _make("LoadWanVideoClipTextEncoder", "device", load_device=_PLACE),
     "WanVideoVAELoader": _make("WanVideoVAELoader", "load_device"),
@@ -174,5 +231,14 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "WanVideoControlnetLoader": _make("WanVideoControlnetLoader", "device"),
     "WanVideoUni3C_ControlnetLoader": _make("WanVideoUni3C_ControlnetLoader", "device"),
     "FantasyTalkingModelLoader": Failing,
+    "Wav2VecModelLoader": _declare(
+        "Wav2VecModelLoader",
+        "WAV2VECMODEL",
+        kind=ByGlobal,
+        required={"model": _FILE, "base_precision": _PRECISION, "load_device": _PLACE},
+    ),
     "DownloadAndLoadWav2VecModel": _make("DownloadAndLoadWav2VecModel", "device"),
 }
+
+REPAIRED = _declare("PulidModelLoader", "PULID", required={"pulid_file": _FILE})
+"""What takes the place of `Broken` when its pack can be read again."""

@@ -15,7 +15,7 @@ from nodes_host_testing import Pack, pack, with_output
 from comfy_nodes.host import PlacementRefusedError, _app
 from comfy_nodes.nodes import _serving
 from comfy_nodes.nodes._errors import SiblingError
-from comfy_nodes.nodes._siblings import SIBLINGS
+from comfy_nodes.nodes._siblings import SIBLINGS, SiblingNode
 from comfy_nodes.nodes._table import TABLE
 
 __all__ = ["comfyui", "host", "pack"]
@@ -23,11 +23,10 @@ pytestmark = pytest.mark.host
 
 OLDER_PACK = "from nodes_host_testing import older_pack\nNODE_CLASS_MAPPINGS = older_pack()\n"
 STANDINS = "from nodes_standins import NODE_CLASS_MAPPINGS\n"
-ABSENT = {"MMAudioModelLoader", "MMAudioFeatureUtilsLoader", "Wav2VecModelLoader"} | {
-    node.base for node in SIBLINGS if node.pack == "ComfyUI-HunyuanVideoWrapper"
-}
 BROKEN = "PulidModelLoader"
-PRESENT = [node for node in SIBLINGS if node.base not in ABSENT and node.base != BROKEN]
+PRESENT = [node for node in SIBLINGS if node.base != BROKEN]
+WITH_TESTS_OF_THEIR_OWN = {"WanVideoBlockSwap", "WanVideoSampler", "FantasyTalkingModelLoader"}
+SAYING_WHERE = [node for node in PRESENT if node.base not in WITH_TESTS_OF_THEIR_OWN]
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +50,19 @@ def standins(pack: Pack) -> ModuleType:
     return module
 
 
-def published(module: ModuleType, node_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = module.PUBLISHED[node_id]
-    return found
+def published(module: ModuleType, node: SiblingNode) -> dict[str, Any] | None:
+    """What was published of a node; None where its inputs were not."""
+    found: dict[str, Any] | None = module.PUBLISHED.get(node.node_id)
+    return None if found is None or "unknown" in found else found
+
+
+def with_device(node: SiblingNode, base: Any) -> dict[str, list[str]]:
+    """The inputs of another pack's node with our device where our table says, by group."""
+    own = base.INPUT_TYPES()
+    groups = {group: list(own.get(group, {})) for group in ("required", "optional")}
+    names = groups["required" if node.required else "optional"]
+    names.insert(names.index(node.after) + 1 if node.after in names else len(names), node.device)
+    return groups
 
 
 def test_nodes_of_a_pack_that_loads_later_are_entered_when_the_server_starts(pack: Pack, standins: ModuleType) -> None:
@@ -74,11 +83,14 @@ def test_what_was_entered_and_what_was_left_out_is_said_once(standins: ModuleTyp
 
 @pytest.mark.parametrize("node", PRESENT, ids=lambda node: node.node_id)
 def test_inputs_and_outputs_are_those_published(pack: Pack, standins: ModuleType, node: Any) -> None:
-    was = published(standins, node.node_id)
+    was = published(standins, node)
     described = pack.classes()[node.node_id].GET_NODE_INFO_V1()
     groups = {group: list(described["input"].get(group, {})) for group in ("required", "optional")}
-    if "unknown" in was:
-        assert node.device in groups["optional"]
+    if was is None:
+        base = standins.NODE_CLASS_MAPPINGS[node.base]
+        assert groups == with_device(node, base)
+        assert list(described["output"]) == list(base.RETURN_TYPES)
+        assert described["category"] == node.category
         return
     for group, names in groups.items():
         assert names == [each["name"] for each in was["inputs"] if each["where"] == group], group
@@ -87,6 +99,33 @@ def test_inputs_and_outputs_are_those_published(pack: Pack, standins: ModuleType
     for each in was["inputs"]:
         if each["type"] == "MULTIGPUDEVICE":
             assert described["input"][each["where"]][each["name"]][0] == "MULTIGPUDEVICE"
+
+
+@pytest.mark.parametrize("node", SAYING_WHERE, ids=lambda node: node.node_id)
+def test_every_node_runs_where_it_is_told_with_what_it_is_given(pack: Pack, standins: ModuleType, node: Any) -> None:
+    shown = pack.classes()[node.node_id].GET_NODE_INFO_V1()["input"]
+    own = [name for group in shown.values() for name in group if name not in (node.device, node.offload, "unique_id")]
+    given = {name: f"a {name}" for name in own}
+    result = pack.run(node.node_id, **given, **{node.device: "npu:2"}).args[0]
+    assert result["device"] == "npu:2"
+    assert given.items() <= result["inputs"].items()
+    assert node.device not in result["inputs"] or node.hides
+
+
+def test_a_node_that_can_be_read_again_is_entered_later(
+    pack: Pack, standins: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (node,) = (each for each in SIBLINGS if each.base == BROKEN)
+    monkeypatch.setitem(pack.classes(), BROKEN, standins.REPAIRED)
+    try:
+        assert _serving.enter_siblings() == [node.node_id]
+        described = pack.classes()[node.node_id].GET_NODE_INFO_V1()
+        groups = {group: list(described["input"].get(group, {})) for group in ("required", "optional")}
+        assert groups == with_device(node, standins.REPAIRED) == {"required": ["pulid_file"], "optional": ["device"]}
+        result = pack.run(node.node_id, pulid_file="a.safetensors", device="npu:1").args[0]
+        assert (result["device"], result["inputs"]) == ("npu:1", {"pulid_file": "a.safetensors"})
+    finally:
+        pack.classes().pop(node.node_id, None)
 
 
 @pytest.mark.parametrize("wanted", ["npu:0", "npu:2", "cpu"])
