@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from block_discovery import BlockDiscoveryError, BlockTree
@@ -73,6 +73,7 @@ def test_a_prefix_changes_nothing(sizes: Sizes, prefix: str) -> None:
     assert layer_tree(prefixed, prefix=prefix).units == layer_tree(sizes, prefix="").units
 
 
+@settings(deadline=None)
 @given(models())
 def test_what_cannot_be_cast_stays(sizes: Sizes) -> None:
     tree = layer_tree(sizes, prefix="", is_castable=lambda name: "blocks.0" not in name)

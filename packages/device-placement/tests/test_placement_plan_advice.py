@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from placement_trees import GIB, MIB, machine, movable_bytes, tree_of, trees
 
@@ -78,6 +78,7 @@ def test_an_amount_below_the_rest_is_not_raised_beyond_the_room() -> None:
     assert caught.value.missing_bytes == 6 * MIB
 
 
+@settings(deadline=None)
 @given(
     trees().filter(lambda tree: movable_bytes(tree) > 0),
     st.sampled_from(TEXTS),

@@ -129,6 +129,7 @@ def test_a_machine_that_is_slower_in_everything_is_slower_by_that_factor(
     assert predict(plan, slower, unit_seconds=stretched).seconds == pytest.approx(once * factor, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(placed(), st.booleans())
 def test_the_steady_pass_is_the_slope_of_the_recurrence_written_down_plainly(
     given_plan: tuple[PlacementPlan, dict[str, float]], shared: bool
