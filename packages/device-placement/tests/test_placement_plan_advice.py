@@ -83,14 +83,15 @@ def test_an_amount_below_the_rest_is_not_raised_beyond_the_room() -> None:
     trees().filter(lambda tree: movable_bytes(tree) > 0),
     st.sampled_from(TEXTS),
     st.sampled_from(POLICIES),
-    st.integers(0, 1 << 20),
-    st.integers(0, 1 << 20),
+    st.floats(0, 1),
+    st.floats(0, 1),
     st.integers(1, 3),
 )
 def test_whatever_is_advised_is_planned(
-    tree: BlockTree, text: str, policy: Policy, free_bytes: int, tight_bytes: int, slots: int
+    tree: BlockTree, text: str, policy: Policy, free: float, tight: float, slots: int
 ) -> None:
-    hardware = crowded(free_bytes, tight_bytes=tight_bytes, donor_bytes=1 << 21)
+    free_bytes, tight_bytes = int(free * tree.size_bytes), int(tight * tree.size_bytes)
+    hardware = crowded(free_bytes, tight_bytes=tight_bytes, donor_bytes=1 << 23)
     try:
         plan(tree, text, hardware, policy=policy, slots=slots)
     except NoSpaceError as error:
