@@ -20,6 +20,10 @@ MISNAMED = Plan(
         Region(blocks="layers", args={"x": Seq("v")}, whole=("shift",), out=Seq("v"), attn={"attn": Attn("v", "v")})
     ]
 )
+NEARSIGHTED = Plan(
+    regions=[Region(blocks="blocks", args={"x": Seq("v")}, whole=("shift",), out=Seq("v"), attn={"attn": Attn("v")})]
+)
+"""Tokens see those of their own rank only: all ranks agree on a wrong result."""
 ELSEWHERE = "runner_models:"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ray_fixtures import cluster
-from runner_models import FORGETFUL, MISNAMED, PLAN, alone, noise, weights
+from runner_models import FORGETFUL, MISNAMED, NEARSIGHTED, PLAN, alone, noise, weights
 from shared_examples import write_file
 
 from ray_parallel import Runner, flow_euler, run
@@ -119,6 +119,7 @@ def test_one_worker_needs_no_plan(cluster: Cluster, file: Path, expected: torch.
     [
         (FORGETFUL, "ray_parallel._errors.ClosedWorldError", "shift"),
         (MISNAMED, "ray_parallel._errors.PlanError", "layers"),
+        (NEARSIGHTED, "ray_parallel._errors.CanaryError", "differs"),
         (None, "ray_parallel._errors.UnknownModelError", "no plan is known for runner_models.Transformer"),
     ],
 )
@@ -128,6 +129,11 @@ def test_a_plan_that_does_not_fit_is_refused(
     with pytest.raises(RunRefusedError, match=reason) as refused:
         run(MODEL, weights=file, plan=plan, options=OPTIONS, cluster=cluster, **LOOP)
     assert refused.value.kind == kind
+
+
+def test_a_plan_that_is_not_tried_is_taken_at_its_word(cluster: Cluster, file: Path, expected: torch.Tensor) -> None:
+    result = run(MODEL, weights=file, plan=NEARSIGHTED, canary=False, options=OPTIONS, cluster=cluster, **LOOP)
+    assert error(result.latents, expected) > 1e-3
 
 
 def test_what_is_wrong_from_the_start_is_refused_before_a_worker_starts(cluster: Cluster, tmp_path: Path) -> None:

@@ -156,3 +156,42 @@ def test_parallelize_tries_the_plan_first_and_sets_no_hook_when_it_is_wrong() ->
             return bool(model(**video_inputs()).isfinite().all())
 
     assert run_threads(2, rank) == [True, True]
+
+
+def test_the_first_call_can_be_the_trial() -> None:
+    def rank(comm: ThreadComm) -> tuple[int, int]:
+        model, inputs = filled(Video()).to(torch.bfloat16), video_inputs()
+        lower = {name: value.to(torch.bfloat16) if torch.is_tensor(value) else value for name, value in inputs.items()}
+        with torch.no_grad(), parallelize(model, VIDEO, comm, canary=True) as parallel:
+            first = model(**lower)
+            calls = parallel.mesh.world.traffic.calls.total()
+            assert torch.equal(model(**lower), first)
+            return calls, parallel.mesh.world.traffic.calls.total() - calls
+
+    for first, second in run_threads(2, rank):
+        assert first > second, "the trial exchanges as well, and only once"
+
+
+def test_a_plan_that_fails_at_the_first_call_never_gives_a_result() -> None:
+    plan = Plan(regions=[WRONG["keys thought whole"]])
+
+    def rank(comm: ThreadComm) -> bool:
+        model = filled(Video())
+        with torch.no_grad(), parallelize(model, plan, comm, canary=True):
+            for _ in range(2):
+                with pytest.raises(CanaryError):
+                    model(**video_inputs())
+        return not any(module._forward_pre_hooks for module in model.modules())
+
+    assert run_threads(2, rank) == [True, True]
+
+
+def test_the_trial_leaves_the_inputs_as_they_are() -> None:
+    def rank(comm: ThreadComm) -> bool:
+        inputs = video_inputs()
+        before = copy.deepcopy(inputs)
+        with torch.no_grad(), parallelize(filled(Video()), VIDEO, comm, canary=True) as parallel:
+            parallel.model(**inputs)
+        return all(torch.equal(value, before[name]) for name, value in inputs.items() if torch.is_tensor(value))
+
+    assert run_threads(2, rank) == [True, True]

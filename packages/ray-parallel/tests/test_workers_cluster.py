@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,18 @@ def test_a_cluster_leaves_nothing_behind() -> None:
 
 def this_process() -> Process:
     return Process(os.getpid(), 0)
+
+
+def test_a_driver_under_uv_run_has_its_workers_in_its_own_environment() -> None:
+    """Meaningful where the tests themselves are started by `uv run`, as in CI."""
+    script = """
+from ray_parallel.workers import start_cluster
+with start_cluster(workers=1):
+    import ray
+    print(ray.get_runtime_context().runtime_env)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "{}"
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ def build(
     plan: str | None,
     kind: Kind,
     ulysses: int | None,
+    canary: bool,
 ) -> Built:
     """Build the model in a worker from the shared weights, and put its plan on it."""
     if context.weights is None:
@@ -46,7 +47,7 @@ def build(
         chosen, kernels = known.plan, known.kernels
     else:
         chosen, kernels = Plan.from_json(plan), {}
-    parallel = parallelize(built, chosen, GroupComm(), kind=kind, ulysses=ulysses, kernels=kernels)
+    parallel = parallelize(built, chosen, GroupComm(), kind=kind, ulysses=ulysses, kernels=kernels, canary=canary)
     return Built(model=built, parallel=parallel)
 
 

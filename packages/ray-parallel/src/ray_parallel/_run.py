@@ -54,6 +54,8 @@ class Runner:
         plan: how the model's tokens are split; None takes the plan that is known for its class.
         kind: how attention is exchanged: "ulysses", "ring", "usp" or "all_gather".
         ulysses: for "usp", how many neighbours exchange heads.
+        canary: whether a plan is tried before its first use, on the inputs of the first step and a copy of the model in
+            fp32 with two blocks of each list; None tries plans given by hand, as those of known classes are tested.
         options: workers, devices and deadlines.
         cluster: where they run; None starts a cluster of this machine, and ends it with the runner.
 
@@ -73,6 +75,7 @@ class Runner:
         plan: Plan | None = None,
         kind: Kind = "ulysses",
         ulysses: int | None = None,
+        canary: bool | None = None,
         options: GroupOptions | None = None,
         cluster: Cluster | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class Runner:
                 "plan": None if plan is None else plan.to_json(),
                 "kind": kind,
                 "ulysses": ulysses,
+                "canary": plan is not None if canary is None else canary,
             },
         )
         require_name(model, "model")
@@ -151,6 +155,7 @@ def run(
     plan: Plan | None = None,
     kind: Kind = "ulysses",
     ulysses: int | None = None,
+    canary: bool | None = None,
     options: GroupOptions | None = None,
     cluster: Cluster | None = None,
     loop: str = FLOW_EULER,
@@ -160,12 +165,13 @@ def run(
     """Load a model on several workers, run a denoising loop once, and end everything.
 
     Args:
-        model: see `Runner`, as `weights`, `plan`, `kind`, `ulysses`, `options` and `cluster`.
+        model: see `Runner`, as `weights`, `plan`, `kind`, `ulysses`, `canary`, `options` and `cluster`.
         weights: see there.
         model_arguments: what the model is built with; `arguments` of `Runner`.
         plan: see there.
         kind: see there.
         ulysses: see there.
+        canary: see there.
         options: see there.
         cluster: see there.
         loop: see `Runner.run`, as `on_step` and `arguments`.
@@ -182,6 +188,7 @@ def run(
         plan=plan,
         kind=kind,
         ulysses=ulysses,
+        canary=canary,
         options=options,
         cluster=cluster,
     ) as runner:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ray_parallel._errors import CanaryError, PlanError
 from ray_parallel.sequence._attention import Mesh
@@ -53,10 +54,53 @@ def canary(
         CanaryError: it is larger than `tolerance`, or not a number, on any rank.
         PlanError: the plan does not fit the model.
     """
-    small = _shallow(model, plan, depth)
+    return _compare(_shallow(model, plan, depth), plan, mesh, call, kernels or {}, (), tolerance)
+
+
+def at_first_call(
+    model: nn.Module,
+    plan: Plan,
+    mesh: Mesh,
+    *,
+    kernels: Mapping[str, MaskKernel],
+    whole: Collection[str],
+    tolerance: float = 1e-4,
+) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+    """The canary for a model whose inputs are not known yet: it takes the first call's, in fp32.
+
+    Args:
+        model: without a plan on it; its shallow copy is made now and kept until the trial is dropped.
+        plan: the plan on trial.
+        mesh: the ranks.
+        kernels: functions for the plan's mask objects.
+        whole: streams that every rank keeps whole.
+        tolerance: allowed difference, relative to the largest value.
+
+    Returns:
+        the trial; it takes the arguments of a call, and raises as `canary` does.
+    """
+    small = _shallow(model, plan, 2)
+
+    def trial(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        args, kwargs = _in_fp32(args), _in_fp32(kwargs)
+        _compare(small, plan, mesh, lambda shallow: shallow(*args, **kwargs), kernels, whole, tolerance)
+
+    return trial
+
+
+def _compare(
+    small: nn.Module,
+    plan: Plan,
+    mesh: Mesh,
+    call: Callable[[nn.Module], Any],
+    kernels: Mapping[str, MaskKernel],
+    whole: Collection[str],
+    tolerance: float,
+) -> float:
+    """The largest relative difference between one process and all ranks."""
     with torch.no_grad():
         want = flat(call(small))
-        with Parallel(small, plan, mesh, kernels=kernels or {}, whole=(), check_ranks=True):
+        with Parallel(small, plan, mesh, kernels=kernels, whole=whole, check_ranks=True):
             got = flat(call(small))
     mine = ((got - want).abs().max() / want.abs().max().clamp_min(torch.finfo(torch.float32).tiny)).item()
     errors = [struct.unpack("d", message)[0] for message in mesh.world.agree(struct.pack("d", mine))]
@@ -74,6 +118,13 @@ def _shallow(model: nn.Module, plan: Plan, depth: int | None) -> nn.Module:
         if isinstance(found, nn.ModuleList):
             copies[id(found)] = nn.ModuleList(copy.deepcopy(block) for block in list(found)[:depth])
     return copy.deepcopy(model, copies).float().eval()
+
+
+def _in_fp32(values: Any) -> Any:
+    """The same values with fp32 in place of every other floating type; copies, because blocks may write into them."""
+    return tree_map_only(
+        Tensor, lambda one: one.to(torch.float32, copy=True) if one.is_floating_point() else one.clone(), values
+    )
 
 
 def flat(out: Any) -> Tensor:

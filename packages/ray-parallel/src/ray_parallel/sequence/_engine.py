@@ -41,6 +41,7 @@ class Parallel:
         kernels: Mapping[str, MaskKernel],
         whole: Collection[str],
         check_ranks: bool,
+        trial: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -48,6 +49,7 @@ class Parallel:
         self._kernels = kernels
         self._whole = frozenset(whole)
         self._check_ranks = check_ranks
+        self._trial = trial
         self._digest = plan.digest()
         self._signature = Signature(model)
         self._handles: list[RemovableHandle] = []
@@ -113,6 +115,9 @@ class Parallel:
         given = bound.given()
         if self._check_ranks:
             preflight(self.mesh.world, self._digest, self.mesh.kind, sorted(self._whole), given)
+        if self._trial is not None:
+            self._trial(args, kwargs)
+            self._trial = None
         forward = Forward()
         if OPTIONS in given or self._signature.takes(OPTIONS):
             options, earlier = prepare(given.get(OPTIONS) or {}, self.plan, self._attend, self._on_whole)

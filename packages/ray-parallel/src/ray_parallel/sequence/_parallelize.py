@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ray_parallel.sequence._attention import Kind, Mesh
+from ray_parallel.sequence._canary import at_first_call
 from ray_parallel.sequence._canary import canary as run_canary
 from ray_parallel.sequence._comm import Comm
 from ray_parallel.sequence._engine import Parallel
@@ -25,7 +26,7 @@ def parallelize(
     kernels: Mapping[str, MaskKernel] | None = None,
     whole: Collection[str] = (),
     preflight: bool = True,
-    canary: Callable[[nn.Module], Any] | None = None,
+    canary: Callable[[nn.Module], Any] | bool = False,
 ) -> Parallel:
     """Run `model` on all ranks of `comm` together, each holding part of the tokens between its blocks.
 
@@ -41,15 +42,17 @@ def parallelize(
         kernels: functions for the mask objects of the plan (`Opaque`), by name.
         whole: streams that every rank keeps whole, however long they are.
         preflight: compare plan, options and shapes over the ranks before each forward; one small message.
-        canary: try the plan first, on a shallow fp32 copy: runs the model it is given on small inputs (see
-            `ray_parallel.sequence.canary`). Worth it at the first use of a plan with a model.
+        canary: try the plan first, on a copy in fp32 with two blocks of each list (see `ray_parallel.sequence.canary`).
+            A function runs the model it is given on small inputs, now; True waits for the first call and takes its
+            inputs. Worth it at the first use of a plan with a model.
 
     Returns:
         a handle and context manager; `remove()` or leaving the block takes everything off.
 
     Raises:
         PlanError: the plan names something that the model does not have, or the kind does not go with the ranks.
-        CanaryError: the plan gives another result than one process.
+        CanaryError: the plan gives another result than one process; with `canary=True` the first call raises it, and
+            every call until one holds.
 
     Examples:
         >>> import torch
@@ -78,9 +81,11 @@ def parallelize(
         [True, True, True]
     """
     mesh = comm if isinstance(comm, Mesh) else Mesh.of(comm, kind, ulysses)
-    if canary is not None:
+    kernels = kernels or {}
+    trial = at_first_call(model, plan, mesh, kernels=kernels, whole=whole) if canary is True else None
+    if callable(canary):
         run_canary(model, plan, mesh, canary, kernels=kernels)
-    return Parallel(model, plan, mesh, kernels=kernels or {}, whole=whole, check_ranks=preflight)
+    return Parallel(model, plan, mesh, kernels=kernels, whole=whole, check_ranks=preflight, trial=trial)
 
 
 def injection(

@@ -26,8 +26,12 @@ _ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Otherwise Ray hides all GPUs from actors that ask it for none, whatever they were pinned to.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Otherwise Ray copies the working folder to wherever a driver under `uv run` has workers, and builds its
+    # environment there a second time; ours run by the Python of the driver.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_FOR_REMOTE = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
 _LOOPBACKS = ("127.0.0.1", "localhost", "::1")
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 10.0
@@ -172,7 +176,7 @@ def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
     host = "" if current else _require_answer(address)
     if not current and _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    with _ray_environment(_ENVIRONMENT if host in _LOOPBACKS else ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",)):
+    with _ray_environment(_ENVIRONMENT if host in _LOOPBACKS else _FOR_REMOTE):
         ray = _import_ray(connected=current)
         if not current:
             _init(ray, address=address, namespace=namespace)
