@@ -32,6 +32,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are read f
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     running = subprocess.Popen(SLEEPER)
+    # A process that has just begun another program has no command line for a moment.
+    while not alive(running.pid).command_line():
+        time.sleep(0.01)
     yield running
     running.kill()
     running.wait()
