@@ -87,8 +87,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 def sample(context: WorkerContext, built: Built, *, loop: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Run a loop in a worker; rank 0 returns the latents, all return what tells whether theirs are the same."""
-    traffic = built.parallel.mesh.world.traffic if built.parallel is not None else None
-    sent_before = traffic.total_bytes if traffic is not None else 0
+    sent_before = _sent_bytes(built.parallel)
     began = time.perf_counter()
     with torch.no_grad():
         latents: torch.Tensor = resolve(loop)(built.model, context.step, **_moved(arguments, context.device))
@@ -97,8 +96,13 @@ def sample(context: WorkerContext, built: Built, *, loop: str, arguments: Mappin
         "latents": data if context.rank == 0 else None,
         "digest": hashlib.blake2b(tensor_bytes(data).numpy().tobytes(), digest_size=16).hexdigest(),
         "seconds": time.perf_counter() - began,
-        "sent_bytes": traffic.total_bytes - sent_before if traffic is not None else 0,
+        "sent_bytes": _sent_bytes(built.parallel) - sent_before,
     }
+
+
+def _sent_bytes(parallel: Parallel | None) -> int:
+    """What this worker has sent for the model, the trial of its plan left out."""
+    return 0 if parallel is None else parallel.mesh.world.traffic.total_bytes - parallel.trial_bytes
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -35,7 +35,7 @@ class RunResult:
     Attributes:
         latents: what the loop returned.
         seconds: duration of the loop, as the slowest worker measured it; loading is not in it.
-        sent_bytes: bytes that each worker sent to others for the model, by rank.
+        sent_bytes: bytes that each worker sent to others for the model, by rank; the trial of a plan is not counted.
     """
 
     latents: torch.Tensor

@@ -30,6 +30,7 @@ class Parallel:
         model: the model.
         plan: its plan.
         mesh: the ranks; `mesh.world.traffic` tells what was sent.
+        trial_bytes: what of it the trial at the first call sent.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Parallel:
         self._whole = frozenset(whole)
         self._check_ranks = check_ranks
         self._trial = trial
+        self.trial_bytes = 0
         self._digest = plan.digest()
         self._signature = Signature(model)
         self._handles: list[RemovableHandle] = []
@@ -116,8 +118,10 @@ class Parallel:
         if self._check_ranks:
             preflight(self.mesh.world, self._digest, self.mesh.kind, sorted(self._whole), given)
         if self._trial is not None:
+            before = self.mesh.world.traffic.total_bytes
             self._trial(args, kwargs)
             self._trial = None
+            self.trial_bytes = self.mesh.world.traffic.total_bytes - before
         forward = Forward()
         if OPTIONS in given or self._signature.takes(OPTIONS):
             options, earlier = prepare(given.get(OPTIONS) or {}, self.plan, self._attend, self._on_whole)
