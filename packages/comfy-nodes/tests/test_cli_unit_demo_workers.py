@@ -68,4 +68,4 @@ def test_two_workers_give_the_latent_of_one_process(capsys: pytest.CaptureFixtur
     assert "0.0 MiB of it their own" in out
     assert "2 workers ... " in out
     assert re.search(r"sent up to \d+\.\d\d MiB, exactly as the cost model counts", out), out
-    assert re.search(r"predicted for 2 devices .*: \d+ ms a step, 1\.\d\d x as fast", out), out
+    assert re.search(r"predicted for 2 devices .*: [\d.]+ ms a step, 1\.\d\d x as fast", out), out
