@@ -100,11 +100,11 @@ def inspect_installed(module: str) -> Iterator[str]:
         yield f"{module} was imported from {origin}, not from the wheel"
     for name in getattr(importlib.import_module(module), "__all__", ()):
         try:
-            found = hasattr(importlib.import_module(module), name)
+            is_there = hasattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
             # What ComfyUI looks for in the node pack is made from ComfyUI's own classes, and needs it.
-            found = error.name == "comfy_api"
-        if not found:
+            is_there = error.name == "comfy_api"
+        if not is_there:
             yield f"{module}.{name} is listed in __all__ and does not exist"
     for text in importlib.metadata.requires(module) or ():
         requirement = Requirement(text)
