@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_KILLED_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +67,28 @@ def descendants(pid: int) -> tuple[Process, ...]:
 
 
 def end(processes: Iterable[Process], *, patience_seconds: float) -> tuple[Process, ...]:
-    """Wait for processes to end and kill those that do not.
+    """Wait for processes to end, kill those that do not, and see them gone.
 
     Returns:
         Those that had to be killed.
     """
-    waiting = list(processes)
-    give_up = time.monotonic() + patience_seconds
+    late = _wait(processes, patience_seconds)
+    for one in late:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one.pid, signal.SIGKILL)
+    # The kernel first gives a killed process's memory back; only one that hangs in a driver takes longer than this.
+    _wait(late, _KILLED_SECONDS)
+    return tuple(late)
+
+
+def _wait(processes: Iterable[Process], seconds: float) -> list[Process]:
+    """Those of the processes that still run after so many seconds."""
+    give_up = time.monotonic() + seconds
+    waiting = [one for one in processes if one.is_alive()]
     while waiting and time.monotonic() < give_up:
         time.sleep(0.01)
         waiting = [one for one in waiting if one.is_alive()]
-    for one in waiting:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one.pid, signal.SIGKILL)
-    return tuple(waiting)
+    return waiting
 
 
 class Watcher:
