@@ -9,6 +9,7 @@ resident         the stock classic patcher, everything on the GPU
 stock, in part   the stock classic patcher, told to use as much memory for weights as the plans below do
 cast, POLICY     our patcher: lent layers bring their weights over by the host's casts; POLICY chose which are lent
 engine, stripe   the streaming engine of device-placement on a plan of the same size, instead of the host's casts
+cast, as much    the casts, with as much more of the model on the GPU as the engine's peak was above theirs
 
 A pass is one forward of the diffusion model; its time is the median after two to warm up. "overlap" is max(C, D) / P: C
 a resident pass, D the time the streamed bytes take on the link as probed, P the pass.
@@ -51,12 +52,14 @@ class Row:
 
     Attributes:
         way: its name.
+        kept_bytes: of the model's weights, on the GPU during all passes.
         seconds: of a pass.
         peak_bytes: most memory allocated on the GPU.
         is_equal: its output is that of the resident model.
     """
 
     way: str
+    kept_bytes: int
     seconds: float
     peak_bytes: int
     is_equal: bool
@@ -76,7 +79,12 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     expected: torch.Tensor | None = None
 
-    def measure(self, way: str, patcher: Any) -> None:
+    @property
+    def size_bytes(self) -> int:
+        """The whole model."""
+        return sum(tensor.nbytes for tensor in self.weights.values())
+
+    def measure(self, way: str, patcher: Any, kept_bytes: int) -> Row:
         """Time the passes of one way."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -90,48 +98,53 @@ class Bench:
             self.expected = output
         row = Row(
             way=way,
+            kept_bytes=kept_bytes,
             seconds=statistics.median(seconds[WARM_PASSES:]),
             peak_bytes=torch.cuda.max_memory_allocated(),
             is_equal=torch.equal(output, self.expected),
         )
         self.rows.append(row)
+        return row
 
     def run(self) -> None:
         """All ways, one after the other."""
         management = host("comfy.model_management")
         with self.model() as patcher:
             management.load_models_gpu([patcher], force_full_load=True)
-            self.measure("resident", patcher)
+            self.measure("resident", patcher, self.size_bytes)
         with self.model() as patcher:
             patcher.partially_load(self.device, self.kept_bytes)
-            self.measure("stock, in part", patcher)
-        for policy in POLICIES:
-            with self.model() as patcher:
-                placed = self.placed(patcher, policy)
-                management.load_models_gpu([placed])
-                self.measure(f"cast, {policy}", placed)
-                del placed
+            self.measure("stock, in part", patcher, self.kept_bytes)
+        stripe, *_ = [self.cast(f"cast, {policy}", policy, self.kept_bytes) for policy in POLICIES]
         with self.model() as patcher:
-            self.stream(patcher)
+            engine = self.stream(patcher)
+        more_bytes = max(0, engine.peak_bytes - stripe.peak_bytes)
+        self.cast("cast, as much", "stripe", min(self.size_bytes, self.kept_bytes + more_bytes))
 
-    def placed(self, patcher: Any, policy: Policy) -> Any:
-        """Our patcher for a fresh model."""
+    def cast(self, way: str, policy: Policy, kept_bytes: int) -> Row:
+        """Our patcher for a fresh model, and the host's casts."""
         from comfy_nodes.host._distribute import distribute
 
-        kept = Entry(device=self.name, amount=Bytes(size_bytes=self.kept_bytes))
+        kept = Entry(device=self.name, amount=Bytes(size_bytes=kept_bytes))
         spec = AllocationSpec(entries=(kept, Entry(device="cpu", amount=Rest())))
         request = PlacementRequest(compute_device=self.name, allocation=spec, policy=policy)
-        return distribute(patcher, request, subject="flux", prefix="diffusion_model.")[0]
+        with self.model() as patcher:
+            placed = distribute(patcher, request, subject="flux", prefix="diffusion_model.")[0]
+            host("comfy.model_management").load_models_gpu([placed])
+            row = self.measure(way, placed, kept_bytes)
+            del placed
+        return row
 
-    def stream(self, patcher: Any) -> None:
+    def stream(self, patcher: Any) -> Row:
         """The engine on the network inside the model."""
         network = patcher.model.diffusion_model
         tree = discover(network)
         amounts = {self.name: self.kept_bytes, "cpu": tree.size_bytes - self.kept_bytes}
         budget = Budget(order=(self.name, "cpu"), amounts=amounts, compute_device=self.name)
         handle = place(network, plan(tree, budget, self.hardware))
-        self.measure("engine, stripe", patcher)
+        row = self.measure("engine, stripe", patcher, self.kept_bytes)
         handle.remove()
+        return row
 
     @contextmanager
     def model(self) -> Iterator[Any]:
@@ -189,20 +202,19 @@ def prepare(options: argparse.Namespace) -> Bench:
 
 def show(bench: Bench) -> None:
     """The table."""
-    size_bytes = sum(tensor.nbytes for tensor in bench.weights.values())
     resident = bench.rows[0].seconds
     rate = bench.hardware.link("cpu", bench.name).gb_per_second
-    bound = max(resident, (size_bytes - bench.kept_bytes) / (rate * 1e9))
     print(
-        f"{torch.cuda.get_device_name(bench.device)}, torch {torch.__version__}; {size_bytes / GIB:.2f} GiB of "
-        f"weights, {bench.kept_bytes / size_bytes:.0%} resident; {bench.inputs[0].shape[-1] ** 2 // 4} image tokens; "
-        f"link {rate:.1f} GB/s; bound {bound * 1e3:.1f} ms"
+        f"{torch.cuda.get_device_name(bench.device)}, torch {torch.__version__}; {bench.size_bytes / GIB:.2f} GiB of "
+        f"weights; {bench.inputs[0].shape[-1] ** 2 // 4} image tokens; link {rate:.1f} GB/s"
     )
-    print(f"{'way':16}{'ms a pass':>11}{'to resident':>13}{'overlap':>9}{'peak GiB':>10}  output")
+    print(f"{'way':16}{'on the GPU':>12}{'ms a pass':>11}{'to resident':>13}{'overlap':>9}{'peak GiB':>10}  output")
     for row in bench.rows:
+        bound = max(resident, (bench.size_bytes - row.kept_bytes) / (rate * 1e9))
         print(
-            f"{row.way:16}{row.seconds * 1e3:11.1f}{row.seconds / resident:13.2f}{bound / row.seconds:9.2f}"
-            f"{row.peak_bytes / GIB:10.2f}  {'equal' if row.is_equal else 'DIFFERS'}"
+            f"{row.way:16}{row.kept_bytes / bench.size_bytes:12.0%}{row.seconds * 1e3:11.1f}"
+            f"{row.seconds / resident:13.2f}{bound / row.seconds:9.2f}{row.peak_bytes / GIB:10.2f}"
+            f"  {'equal' if row.is_equal else 'DIFFERS'}"
         )
 
 
