@@ -30,6 +30,11 @@ Amounts are sizes (`6gb`), shares of the model (`25%`), fractions of the device 
 or `auto`. The word `auto` alone lets Torchspan choose the placement with the least slowdown, and says why. A text that
 cannot be read is refused before anything is loaded, with a caret at the place.
 """
+_PREDICTED = """
+The log shows what lives where and the predicted slowdown: the time of a pass over that of the same pass with every
+weight resident. How long that one takes is not known before it has run, so the slowdown is given for four lengths of a
+pass: read off the one that comes closest to yours.
+"""
 _OLDER = """
 Workflows of older releases open with this node: the names {names} are understood too, and a switch where the donor
 stands is read as `use_other_vram`.
@@ -59,7 +64,8 @@ def node_page(row: NodeRow) -> str:
     parts.append("\n".join([*lines, *(f"| `{output.name}` | {output.tooltip} |" for output in row.outputs)]))
     if row.layout is not None and row.layout.places:
         others = [name for name in FIELD_OF if name not in row.input_names]
-        parts += [_ALLOCATIONS.strip(), _OLDER.strip().format(names=", ".join(f"`{name}`" for name in others))]
+        older = _OLDER.format(names=", ".join(f"`{name}`" for name in others))
+        parts += [_ALLOCATIONS.strip(), _PREDICTED.strip(), older.strip()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,7 +11,7 @@ from placement_trees import GIB, flux_tree, machine, rest, tree_of, trees, unit
 
 from block_discovery import BlockTree
 from device_placement import PlacementPlan, plan, predict, render_table
-from device_placement._wording import seconds_text, unit_for
+from device_placement._wording import round_seconds, seconds_text, unit_for
 
 HARDWARE = machine(8 * GIB, donors=("cuda:1", "cpu"))
 BLOCKS = [unit(f"double_blocks.{i}", (GIB // 8,) * 4) for i in range(4)]
@@ -67,6 +67,33 @@ def test_the_prediction_is_called_one_and_says_what_binds() -> None:
     assert "predicted: 500 ms a pass (1.00 x all resident), bound by the compute; 3.00 GB sent a pass" in table
     assert "the compute time is not known" in render_table(PLAN, HARDWARE, predict(PLAN, HARDWARE))
     assert "predicted" not in render_table(PLAN, HARDWARE)
+
+
+def test_where_the_compute_time_is_not_known_the_slowdown_is_told_for_several() -> None:
+    estimate = predict(PLAN, HARDWARE)
+    (line,) = [line for line in render_table(PLAN, HARDWARE, estimate).splitlines() if "slowdown" in line]
+    told = dict(re.findall(r"(\d+ m?s)(?: with all resident)?: (\d+\.\d\d) x", line))
+    seconds = {"20 ms": 0.02, "50 ms": 0.05, "100 ms": 0.1, "200 ms": 0.2}
+    assert list(told) == list(seconds)
+    for text, slowdown in told.items():
+        assert slowdown == f"{predict(PLAN, HARDWARE, compute_seconds=seconds[text]).slowdown:.2f}"
+    assert float(told["20 ms"]) > 4
+    assert told["200 ms"] == "1.00"
+
+
+def test_what_is_known_needs_no_examples_and_what_is_not_sent_slows_nothing() -> None:
+    assert "slowdown" not in render_table(PLAN, HARDWARE, predict(PLAN, HARDWARE, compute_seconds=0.5))
+    assert "slowdown" not in render_table(PLAN, None, predict(PLAN, HARDWARE))
+    resident = plan(TREE, "cuda:0,*", HARDWARE)
+    assert "slowdown" not in render_table(resident, HARDWARE, predict(resident, HARDWARE))
+
+
+@given(st.floats(min_value=1e-9, max_value=1e6))
+def test_examples_lie_on_both_sides_and_read_as_they_are(around: float) -> None:
+    seconds = round_seconds(around)
+    assert len(seconds) == 4 and seconds == sorted(set(seconds))
+    assert seconds[0] <= around / 4 and around < seconds[-1] <= 2.5 * around
+    assert all(f"{each:e}"[0] in "125" and float(f"{each:.0e}") == each for each in seconds)
 
 
 def test_warnings_stand_below() -> None:

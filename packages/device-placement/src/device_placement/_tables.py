@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from device_placement._estimate import Estimate
 from device_placement._hardware import Hardware
 from device_placement._plan import PlacementPlan, UnitPlacement
-from device_placement._wording import Unit, seconds_text, share_text, unit_for
+from device_placement._predict import predict
+from device_placement._wording import Unit, round_seconds, seconds_text, share_text, unit_for
 
 _GAP = "  "
 
@@ -21,7 +22,8 @@ def render_table(plan: PlacementPlan, hardware: Hardware | None = None, estimate
     Args:
         plan: what to show.
         hardware: adds total and free memory of each device.
-        estimate: adds a line with the predicted pass.
+        estimate: adds a line with the predicted pass. Where it does not know the compute time and `hardware` is given,
+            another line has the slowdown of passes that take more or less time by themselves.
 
     >>> from device_placement import TensorHome
     >>> devices = ["cuda:0", "cpu", "cpu"]
@@ -54,7 +56,10 @@ def render_table(plan: PlacementPlan, hardware: Hardware | None = None, estimate
     ]
     bodies = [(title, _aligned(rows)) for title, rows in tables]
     notes = [f"policy {plan.policy}; {unit.name} is {unit.meaning}, as in the allocation language"]
-    notes += [] if estimate is None else [_prediction(plan, estimate, unit)]
+    if estimate is not None:
+        notes.append(_prediction(plan, estimate, unit))
+        if hardware is not None and estimate.seconds is None and estimate.transfer_seconds:
+            notes.append(_slowdowns(plan, hardware, estimate.transfer_seconds))
     notes += [f"warning: {warning}" for warning in plan.warnings]
     width = max(64, *(len(line) for _, body in bodies for line in body))
     lines = []
@@ -126,6 +131,16 @@ def _prediction(plan: PlacementPlan, estimate: Estimate, unit: Unit) -> str:
         return f"predicted: {sent}; the compute time is not known"
     slower = f" ({estimate.slowdown:.2f} x all resident)" if estimate.slowdown else ""
     return f"predicted: {seconds_text(estimate.seconds)} a pass{slower}, bound by the {estimate.bound}; {sent}"
+
+
+def _slowdowns(plan: PlacementPlan, hardware: Hardware, transfer_seconds: float) -> str:
+    """The slowdown of passes that take less than the transfers, about as much, and more."""
+    first, *others = [
+        (seconds_text(seconds), predict(plan, hardware, compute_seconds=seconds).slowdown)
+        for seconds in round_seconds(transfer_seconds)
+    ]
+    more = "".join(f"; {seconds}: {slowdown:.2f} x" for seconds, slowdown in others)
+    return f"predicted slowdown of a pass that takes {first[0]} with all resident: {first[1]:.2f} x{more}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -55,6 +56,19 @@ def seconds_text(seconds: float) -> str:
         if seconds >= scale:
             return f"{seconds / scale:.3g} {name}"
     return f"{seconds * 1e9:.3g} ns" if seconds else "0 s"
+
+
+def round_seconds(around: float) -> list[float]:
+    """Four durations of the series 1, 2, 5, 10 ...: the first at most a quarter of `around`, the last more than it.
+
+    >>> round_seconds(0.105), round_seconds(0.2), round_seconds(1.0)
+    ([0.02, 0.05, 0.1, 0.2], [0.05, 0.1, 0.2, 0.5], [0.2, 0.5, 1.0, 2.0])
+    """
+    decade = math.floor(math.log10(around)) - 1
+    # Written as a person writes them: 2 times 10 ** -2 as a product is not 0.02 in every digit.
+    series = [float(f"{step}e{decade + up}") for up in range(3) for step in (1, 2, 5)]
+    start = max(index for index, seconds in enumerate(series) if seconds <= around / 4)
+    return series[start : start + 4]
 
 
 def share_text(part: int, whole: int) -> str:

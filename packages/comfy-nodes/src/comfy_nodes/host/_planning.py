@@ -91,11 +91,6 @@ def plan_tree(tree: BlockTree, request: PlacementRequest, *, subject: str) -> Pl
     estimate = predict(placed, choice.hardware, compute_seconds=request.compute_seconds)
     lines = [f"{subject}: {alloc_spec.explain(choice.spec)}", *choice.reasons]
     lines.append(render_table(placed, choice.hardware, estimate))
-    if estimate.seconds is None and placed.streamed_bytes:
-        lines.append(
-            f"predicted: no slowdown where a pass takes longer than {estimate.transfer_seconds:.3g} s by itself; "
-            f"a shorter one takes at least {estimate.transfer_seconds:.3g} s"
-        )
     report = PlacementReport(
         subject=subject, plan=placed, hardware=choice.hardware, estimate=estimate, text="\n".join(lines)
     )

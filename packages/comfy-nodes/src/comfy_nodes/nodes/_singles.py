@@ -127,7 +127,10 @@ PLAN: Final = NodeRow(
         Widget(
             name="compute_seconds",
             kind="FLOAT",
-            tooltip="Seconds of one step with every weight resident, to make the prediction complete; 0 when unknown.",
+            tooltip=(
+                "Seconds of one pass with every weight resident, to make the prediction complete. 0 when unknown: the "
+                "slowdown is then given for passes of four lengths."
+            ),
             default=0.0,
             minimum=0.0,
             maximum=3600.0,
