@@ -68,6 +68,21 @@ def test_blocks_that_do_not_fill_the_shape_are_refused(shape: tuple[int, ...], s
         dequantize(torch.zeros(size, dtype=torch.uint8), Q4_K, shape)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        torch.zeros(144),
+        torch.zeros(144, dtype=torch.int8),
+        torch.zeros(1, 144, dtype=torch.uint8),
+        torch.zeros(288, dtype=torch.uint8)[::2],
+    ],
+    ids=["float32", "int8", "2-D", "strided"],
+)
+def test_blocks_that_are_not_the_bytes_of_a_file_are_refused(data: torch.Tensor) -> None:
+    with pytest.raises(GgufPackedError, match="packed blocks must be 1-D contiguous uint8, found"):
+        dequantize(data, Q4_K, (256,))
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 256), (4, 0)])
 def test_no_weights_are_no_trouble(shape: tuple[int, ...]) -> None:
     assert dequantize(torch.empty(0, dtype=torch.uint8), Q4_K, shape).shape == shape

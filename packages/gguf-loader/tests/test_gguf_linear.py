@@ -99,6 +99,12 @@ def test_activations_of_other_sizes_are_refused() -> None:
         packed_linear(activations(2, 256), packed("Q4_K", 2, 4, 256), None, DequantConfig())
 
 
+@pytest.mark.parametrize("x", [activations(255), torch.tensor(1.0)])
+def test_one_token_of_another_size_is_refused(x: torch.Tensor) -> None:
+    with pytest.raises(GgufPackedError, match=r"do not fit a weight of shape \(8, 256\)"):
+        packed_linear(x, packed("Q4_K", 8, 256), None, DequantConfig())
+
+
 def test_the_dequant_dtype_is_that_of_the_product_alone() -> None:
     weight, x = packed("Q4_K", 64, 256), activations(4, 256, dtype=torch.bfloat16)
     found = packed_linear(x, weight, None, DequantConfig(dequant_dtype=torch.float32))
@@ -114,6 +120,15 @@ def test_autocast_rules_a_packed_product_as_it_rules_a_dense_one() -> None:
         expected = F.linear(x, weight.dequantize(), bias)
     assert found.dtype is torch.bfloat16
     assert close(found, expected)
+
+
+def test_one_token_without_a_batch_has_gradients_too() -> None:
+    weight = packed("Q5_K", 24, 256)
+    inputs = [activations(256).requires_grad_(), activations(24, seed=2).requires_grad_()]
+    upstream = activations(24, seed=3)
+    found = torch.autograd.grad(packed_linear(inputs[0], weight, inputs[1], DequantConfig()), inputs, upstream)
+    expected = torch.autograd.grad(F.linear(inputs[0], weight.dequantize(), inputs[1]), inputs, upstream)
+    assert all(close(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -234,6 +234,35 @@ class TestRefusals:
         with pytest.raises(GgufLoraError, match="alpha is nan"):
             LowRank(down=torch.zeros(4, 8), up=torch.zeros(8, 4), alpha=float("nan"))
 
+    def test_factors_without_a_direction(self) -> None:
+        with pytest.raises(GgufLoraError, match=r"shapes \(0, 8\) and \(8, 0\) are no low-rank pair"):
+            LowRank(down=torch.zeros(0, 8), up=torch.zeros(8, 0), alpha=1.0)
+
+    @pytest.mark.parametrize("strength", [float("nan"), float("inf"), -float("inf")])
+    def test_a_strength_that_is_no_number_changes_nothing(self, strength: float) -> None:
+        model = Two()
+        with pytest.raises(GgufLoraError, match=f"the strength of adapter 'a' is {strength}; pass a finite number"):
+            add_lora(model, "a", for_both(), strength=strength)
+        assert lora_strengths(model) == {}
+        add_lora(model, "a", for_both(), strength=0.5)
+        with pytest.raises(GgufLoraError, match="pass a finite number"):
+            set_lora_strength(model, "a", strength)
+        assert lora_strengths(model) == {"a": 0.5}
+
+    def test_two_adapters_for_one_layer_of_two_names(self) -> None:
+        layer = nn.Linear(8, 8, bias=False)
+        model = nn.ModuleDict({"first": layer, "second": layer})
+        with pytest.raises(GgufLoraError, match="layer 'second' is layer 'first' under another name"):
+            add_lora(model, "a", {"first": adapter(8, 8), "second": adapter(8, 8)})
+        assert not layer._forward_hooks
+
+
+def test_a_layer_of_two_names_goes_by_either() -> None:
+    layer = nn.Linear(8, 8, bias=False)
+    for name in ("first", "second"):
+        add_lora(nn.ModuleDict({"first": layer, "second": layer}), name, {name: adapter(8, 8)})
+    assert lora_strengths(layer) == {"first": 1.0, "second": 1.0}
+
 
 class TestFiles:
     @pytest.mark.parametrize(("down", "up"), [("lora_A", "lora_B"), ("lora_down", "lora_up")])
@@ -266,3 +295,19 @@ class TestFiles:
     def test_half_a_pair_is_refused(self) -> None:
         with pytest.raises(GgufLoraError, match="layer 'a' has alpha and down only"):
             lora_from_state_dict({"a.lora_A.weight": torch.ones(4, 4), "a.alpha": torch.tensor(1.0)})
+
+    def test_one_factor_under_two_names_is_refused(self) -> None:
+        tensors = {"a.lora_A.weight": torch.ones(4, 4), "a.lora_down.weight": torch.ones(4, 4)}
+        with pytest.raises(GgufLoraError, match=r"a.lora_down.weight: layer 'a' has its down twice; the file"):
+            lora_from_state_dict(tensors | {"a.lora_B.weight": torch.ones(4, 4)})
+
+    def test_an_alpha_of_several_numbers_is_refused(self) -> None:
+        tensors = {"a.lora_A.weight": torch.ones(4, 4), "a.lora_B.weight": torch.ones(4, 4), "a.alpha": torch.ones(2)}
+        with pytest.raises(GgufLoraError, match=r"a.alpha: holds 2 numbers, where one is needed"):
+            lora_from_state_dict(tensors)
+
+    def test_factors_of_a_convolution_are_refused_by_the_name_of_the_layer(self) -> None:
+        tensors = {"deep.conv.lora_A.weight": torch.ones(4, 8, 3, 3), "deep.conv.lora_B.weight": torch.ones(8, 4, 1, 1)}
+        with pytest.raises(GgufLoraError, match=r"deep.conv: factors of shapes") as caught:
+            lora_from_state_dict(tensors)
+        assert caught.value.field == "deep.conv"

@@ -121,6 +121,21 @@ def test_an_array_of_strings_is_not_numbers_and_the_reverse(tmp_path: Path) -> N
         metadata.array(f"many.{raw.FLOAT64}").strings()
 
 
+def test_a_float32_in_an_array_is_written_as_one_that_stands_alone(tmp_path: Path) -> None:
+    numbers = [0.1, -2.5e-20, 3.0, float("inf")]
+    pairs = [raw.pair("a", raw.ARRAY, raw.array(raw.FLOAT32, numbers)), raw.pair("one", raw.FLOAT32, 0.1)]
+    view = read_header(raw.File(pairs=pairs).write(tmp_path / "a.gguf")).metadata.host_view(arrays=True)
+    assert view == {"a": "[0.1, -2.5e-20, 3.0, Infinity]", "one": "0.1"}
+
+
+@pytest.mark.parametrize("kind", [raw.STRING, raw.BOOL, raw.FLOAT32, raw.FLOAT64])
+def test_only_an_array_of_integers_has_integers(tmp_path: Path, kind: int) -> None:
+    metadata = read_header(raw.rich().write(tmp_path / "rich.gguf")).metadata
+    with pytest.raises(GgufMetadataError, match=rf"'many\.{kind}': an array of .*, not of integers"):
+        metadata.array(f"many.{kind}").integers()
+    assert metadata.array(f"many.{raw.U64}").integers() == (2**63 + 1,) * 3
+
+
 @pytest.mark.parametrize("how", ["longer", "touched"])
 def test_an_array_is_not_read_from_a_file_that_was_replaced(tmp_path: Path, how: str) -> None:
     path = raw.rich().write(tmp_path / "rich.gguf")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_bytes as raw
 import gguf_convert as convert
 import pytest
 import torch
@@ -199,6 +200,18 @@ def test_an_unknown_architecture_can_be_named_by_hand(tmp_path: Path) -> None:
         load_text_encoder(path)
     encoder = load_text_encoder(path, architecture="qwen3")
     assert (encoder.component, set(encoder.state_dict)) == ("qwen3", {"model.embed_tokens.weight"})
+
+
+def test_a_file_that_does_not_say_what_it_is_has_its_head_counts_under_the_name_that_is_given(tmp_path: Path) -> None:
+    rows = torch.arange(16.0).view(8, 2)
+    path = raw.File(
+        pairs=[raw.pair("llama.attention.head_count", raw.U32, 2)],
+        tensors=[raw.Tensor("blk.0.attn_q.weight", (2, 8), raw.F32, rows.numpy().tobytes())],
+    ).write(tmp_path / "nameless.gguf")
+    with pytest.raises(GgufKeyError, match="no text encoder is known under the architecture None"):
+        load_text_encoder(path)
+    found = load_text_encoder(path, architecture="llama").state_dict["model.layers.0.self_attn.q_proj.weight"]
+    assert torch.equal(convert.interleave(found, 2), rows)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,13 @@ def test_rows_that_are_no_whole_heads_are_refused(rows: int, heads: int) -> None
         restore_row_order(torch.zeros(rows, 2), heads, "blk.0.attn_q.weight")
 
 
+def test_packed_rows_that_share_a_block_cannot_move() -> None:
+    kind = type_by_name("Q4_0")
+    stored = PackedTensor(torch.zeros(4 * 18, dtype=torch.uint8), kind, (8, 16))
+    with pytest.raises(GgufKeyError, match=r"tensor 'blk.0.attn_q.weight': rows of 16 weights share Q4_0 blocks of 32"):
+        restore_row_order(stored, 2, "blk.0.attn_q.weight")
+
+
 def test_head_counts_come_from_the_metadata(tmp_path: Path) -> None:
     header = header_with(tmp_path, head_count=32, head_count_kv=8)
     assert heads_of("blk.3.attn_q.weight", header) == 32
@@ -76,3 +83,9 @@ def test_head_counts_may_differ_by_layer(tmp_path: Path) -> None:
 def test_without_head_counts_nothing_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(GgufMetadataError, match=r"metadata 'llama.attention.head_count': missing"):
         heads_of("blk.0.attn_q.weight", header_with(tmp_path))
+
+
+def test_a_head_count_that_is_no_integer_is_refused(tmp_path: Path) -> None:
+    header = header_with(tmp_path, head_count=[4.0, 4.5])
+    with pytest.raises(GgufMetadataError, match=r"'llama.attention.head_count': an array of FLOAT32, not of integers"):
+        heads_of("blk.1.attn_q.weight", header)

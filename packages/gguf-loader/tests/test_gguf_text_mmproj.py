@@ -143,6 +143,19 @@ def test_a_damaged_neighbour_is_named_and_passed_over(tmp_path: Path, caplog: py
     assert "broken.gguf: version at byte 4" in caplog.text
 
 
+def test_a_neighbour_that_cannot_be_opened_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = text_encoder(tmp_path / "Sage-Q4_0.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "mmproj-Sage-f32.gguf").symlink_to(tmp_path / "gone.gguf")
+    projector(tmp_path / "mmproj-f16.gguf")
+    with caplog.at_level(logging.WARNING, "gguf_loader"):
+        assert found(path) == "mmproj-f16.gguf"
+    assert "folder.gguf" in caplog.text
+    assert "mmproj-Sage-f32.gguf" in caplog.text
+
+
 def test_a_load_takes_the_pair_the_text_alone_or_what_it_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

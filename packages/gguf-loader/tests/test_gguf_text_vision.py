@@ -222,6 +222,18 @@ def test_a_part_of_qkv_that_is_missing_is_named() -> None:
         reassemble(parts, VISION_COMPONENTS["qwen2.5vl_merger"])
 
 
+def test_the_later_half_of_a_patch_convolution_without_the_earlier_is_refused() -> None:
+    parts = {"v.patch_embd.weight.1": torch.zeros(4, 3, 2, 2)}
+    with pytest.raises(GgufKeyError, match=r"tensor 'v.patch_embd.weight.1': stands without v.patch_embd.weight"):
+        reassemble(parts, VISION_COMPONENTS["qwen2vl_merger"])
+
+
+def test_halves_of_a_patch_convolution_that_differ_are_refused() -> None:
+    parts = {"v.patch_embd.weight": torch.zeros(4, 3, 2, 2), "v.patch_embd.weight.1": torch.zeros(4, 3, 2, 4)}
+    with pytest.raises(GgufKeyError, match=r"'v.patch_embd.weight.1': of shape \(4, 3, 2, 4\), where .* has"):
+        reassemble(parts, VISION_COMPONENTS["qwen2vl_merger"])
+
+
 def test_the_swapped_mlp_of_early_converters_is_swapped_back() -> None:
     up, down = torch.full((96, 32), 1.0), torch.full((32, 96), 2.0)
     norm = {"v.blk.0.ln1.weight": torch.zeros(32)}

@@ -20,6 +20,7 @@ from ._errors import GgufFormatError, GgufMetadataError
 from ._format import MAX_STRINGS, MIN_STRING_BYTES, SCALARS, ValueType
 
 _NUMPY_KINDS = {ValueType.FLOAT32: "<f4", ValueType.FLOAT64: "<f8", ValueType.BOOL: "|b1"}
+_NO_INTEGERS = frozenset({ValueType.STRING, *_NUMPY_KINDS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +137,26 @@ class GgufArray:
         values: list[int] | list[float] | list[bool] = self.numpy().tolist()
         return values
 
+    def integers(self) -> tuple[int, ...]:
+        """The integers, read now.
+
+        Raises:
+            GgufMetadataError: the array holds something else.
+            GgufFormatError: the file changed.
+        """
+        if self.value_type in _NO_INTEGERS:
+            raise GgufMetadataError(
+                f"an array of {self.value_type.name}, not of integers", path=self.path, field=f"metadata {self.key!r}"
+            )
+        return tuple(self.numpy().tolist())
+
     def integers_from(self, cursor: Cursor) -> tuple[int, ...]:
         """The integers, taken from the header that is being read.
 
         Raises:
-            GgufFormatError: the array holds no integers.
+            GgufFormatError: the array holds something else.
         """
-        if self.value_type in (ValueType.STRING, ValueType.BOOL, ValueType.FLOAT32, ValueType.FLOAT64):
+        if self.value_type in _NO_INTEGERS:
             raise cursor.fail(
                 f"metadata {self.key!r}", self.offset_bytes, f"an array of {self.value_type.name}, not of integers"
             )

@@ -28,6 +28,10 @@ _PACKED_CLASSES: Mapping[type[nn.Module], type[PackedLayer]] = MappingProxyType(
     }
 )
 
+_TORCH_CLASSES: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
+    {packed: plain for plain, packed in _PACKED_CLASSES.items()}
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
@@ -80,6 +84,9 @@ def load_packed(
     Tensors are taken over, not copied, unless their dtype differs from what the model declares; packed tensors take the
     declared dtype as the one that they dequantise to. Tied parameters stay tied. Nothing requires a gradient after.
 
+    A model may be loaded again, from a file of another mixture of types: a packed layer that gets dense weights is the
+    ordinary torch layer again.
+
     Args:
         model: changed in place.
         state_dict: by the model's own names; `PackedTensor` or ordinary tensors, on any one device.
@@ -111,7 +118,7 @@ def load_packed(
         value = state_dict[names[0]]
         if not isinstance(value, PackedTensor):
             plain += names
-            _assign(tied, value.to(tied[0].held.dtype))
+            _assign_dense(tied, value)
         elif all(_holds_packed(slot, value) for slot in tied) and not any(name in dense for name in names):
             packed += names
             declared = tied[0].held.dtype
@@ -120,7 +127,7 @@ def load_packed(
                 _pack(slot.owner, config)
         else:
             dequantized += names
-            _assign(tied, value.dequantize(torch.float32, scratch=config.scratch).to(tied[0].held.dtype))
+            _assign_dense(tied, value.dequantize(torch.float32, scratch=config.scratch))
     on_meta = tuple(slot.name for slot in _slots(model, saved_only=False) if slot.held.is_meta)
     if on_meta:
         _LOG.warning("%d tensors still have no memory, among them %s", len(on_meta), on_meta[0])
@@ -198,6 +205,15 @@ def _pack(layer: nn.Module, config: DequantConfig) -> None:
         layer.__class__ = _PACKED_CLASSES[type(layer)]
     packed: Any = layer
     packed.config = config
+
+
+def _assign_dense(tied: list[_Slot], value: Tensor) -> None:
+    _assign(tied, value.to(tied[0].held.dtype))
+    for slot in tied:
+        if slot.leaf == "weight" and isinstance(slot.owner, PackedLayer):
+            plain: Any = slot.owner
+            plain.__class__ = _TORCH_CLASSES[type(slot.owner)]
+            del plain.config
 
 
 def _assign(tied: list[_Slot], value: Tensor) -> None:

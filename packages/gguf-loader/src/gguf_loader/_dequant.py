@@ -15,7 +15,7 @@ from ._errors import GgufPackedError, GgufTypeError
 from ._kernel import Kernel
 from ._lanes import Lanes
 from ._scratch import ScratchPool
-from ._types import GgmlType
+from ._types import NATIVE_DTYPES, GgmlType
 
 CHUNK_WEIGHTS = 1 << 19
 """Weights that a CPU unpacks at a time: enough to hide what an operation costs however small, and few enough that their
@@ -40,20 +40,6 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
 
 DEVICE_KERNELS: Mapping[str, Kernel] = MappingProxyType({**KERNELS, **_kernels_device.KERNELS})
 """What other devices than the CPU run."""
-
-NATIVE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I8": torch.int8,
-        "I16": torch.int16,
-        "I32": torch.int32,
-        "I64": torch.int64,
-    }
-)
-"""ggml types that are a torch dtype."""
 
 
 def dequantize(
@@ -93,12 +79,7 @@ def dequantize(
     >>> dequantize(blocks, type_by_name("Q4_0"), (2, 16))[0, :4]
     tensor([-8., -7., -6., -5.])
     """
-    expected_bytes = ggml_type.size_bytes(math.prod(shape))
-    if data.numel() != expected_bytes:
-        raise GgufPackedError(
-            f"{ggml_type.name} weights of shape {tuple(shape)} take {expected_bytes} bytes, found {data.numel()}",
-            remedy="pass the logical shape in torch order, and all bytes of the tensor",
-        )
+    require_blocks(data, ggml_type, shape)
     if is_traced(data):
         from ._op import dequantize_op
 
@@ -110,6 +91,26 @@ def dequantize(
         _require_fit(out, data, shape, dtype)
     write_weights(data, ggml_type, out, scratch, backend)
     return out
+
+
+def require_blocks(data: Tensor, ggml_type: GgmlType, shape: Sequence[int]) -> None:
+    """Refuse data that are not the packed bytes of so many weights.
+
+    Raises:
+        GgufPackedError: they are not 1-D contiguous uint8, or too few or too many.
+        GgufTypeError: the shape does not hold whole blocks.
+    """
+    if data.dtype is not torch.uint8 or data.ndim != 1 or not data.is_contiguous():
+        raise GgufPackedError(
+            f"packed blocks must be 1-D contiguous uint8, found {data.ndim}-D {data.dtype}",
+            remedy="pass the bytes of the tensor as they lie in the file",
+        )
+    expected_bytes = ggml_type.size_bytes(math.prod(shape))
+    if data.numel() != expected_bytes:
+        raise GgufPackedError(
+            f"{ggml_type.name} weights of shape {tuple(shape)} take {expected_bytes} bytes, found {data.numel()}",
+            remedy="pass the logical shape in torch order, and all bytes of the tensor",
+        )
 
 
 def write_weights(

@@ -35,7 +35,7 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
     Raises:
         GgufPackedError: the weight is not a matrix with as many columns as `x` has features.
     """
-    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise GgufPackedError(
             f"activations of shape {tuple(x.shape)} do not fit a weight of shape {tuple(weight.shape)}",
             remedy="the last dimension of the activations must be the number of columns of the weight",

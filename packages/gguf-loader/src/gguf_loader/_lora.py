@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -24,12 +26,15 @@ def add_lora(model: nn.Module, name: str, adapters: Mapping[str, LowRank], *, st
         strength: how much of it is added; 0 adds nothing and costs nothing.
 
     Raises:
-        GgufLoraError: a layer is missing, is no linear layer, has the adapter already, or has other sizes. No layer is
-            changed then.
+        GgufLoraError: a layer is missing, is no linear layer, is given under two names, has the adapter already, or has
+            other sizes, or the strength is not finite. No layer is changed then.
     """
+    _require_strength(name, strength)
     fits = [(_layer(model, path), path, adapter) for path, adapter in adapters.items()]
+    _refuse_twice((layer, path) for layer, path, _ in fits)
     for layer, path, adapter in fits:
-        _with_path(path, _terms_of(layer) or _new_terms(layer), name, adapter)
+        with _naming(path):
+            (_terms_of(layer) or _new_terms(layer)).require_fit(name, adapter)
     for layer, _, adapter in fits:
         terms = _terms_of(layer)
         if terms is None:
@@ -43,8 +48,9 @@ def set_lora_strength(model: nn.Module, name: str, strength: float) -> None:
     """Change how much of an adapter is added, everywhere; no weight is touched.
 
     Raises:
-        GgufLoraError: the model has no such adapter.
+        GgufLoraError: the model has no such adapter, or the strength is not finite.
     """
+    _require_strength(name, strength)
     for _, terms in _layers_with(model, name):
         terms.set_strength(name, strength)
 
@@ -80,7 +86,8 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
         what `add_lora` takes.
 
     Raises:
-        GgufLoraError: a name lacks the prefix, half of a pair is missing, or a tensor is of another method than LoRA.
+        GgufLoraError: a name lacks the prefix, half of a pair is missing or there twice, the factors are no pair, or a
+            tensor is of another method than LoRA.
 
     >>> import torch
     >>> tensors = {"t.proj.lora_A.weight": torch.zeros(4, 64), "t.proj.lora_B.weight": torch.zeros(32, 4)}
@@ -96,15 +103,22 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
                 field=key,
                 remedy=f"names are <prefix><layer> and one of {', '.join(_SUFFIXES)}; other methods are not low-rank",
             )
-        found.setdefault(key[len(prefix) : -len(suffix)], {})[_SUFFIXES[suffix]] = tensor
+        layer, part = key[len(prefix) : -len(suffix)], _SUFFIXES[suffix]
+        parts = found.setdefault(layer, {})
+        if part in parts:
+            raise GgufLoraError(f"layer {layer!r} has its {part} twice", field=key, remedy="the file is damaged")
+        if part == "alpha" and tensor.numel() != 1:
+            raise GgufLoraError(
+                f"holds {tensor.numel()} numbers, where one is needed", field=key, remedy="the file is damaged"
+            )
+        parts[part] = tensor
     adapters = {}
     for layer, parts in found.items():
         if "down" not in parts or "up" not in parts:
             raise GgufLoraError(f"layer {layer!r} has {' and '.join(sorted(parts))} only", remedy="the file is damaged")
-        alpha = parts.get("alpha")
-        adapters[layer] = LowRank(
-            down=parts["down"], up=parts["up"], alpha=None if alpha is None else float(alpha.item())
-        )
+        alpha = float(parts["alpha"].item()) if "alpha" in parts else None
+        with _naming(layer):
+            adapters[layer] = LowRank(down=parts["down"], up=parts["up"], alpha=alpha)
     return adapters
 
 
@@ -143,7 +157,10 @@ def _new_terms(layer: nn.Linear) -> LowRankTerms:
 
 
 def _layer(model: nn.Module, path: str) -> nn.Linear:
-    found = dict(model.named_modules()).get(path)
+    try:
+        found = model.get_submodule(path)
+    except AttributeError:
+        found = None
     if not isinstance(found, nn.Linear):
         raise GgufLoraError(
             f"layer {path!r} is {'not in the model' if found is None else f'a {type(found).__name__}'}",
@@ -153,11 +170,28 @@ def _layer(model: nn.Module, path: str) -> nn.Linear:
     return found
 
 
-def _with_path(path: str, terms: LowRankTerms, name: str, adapter: LowRank) -> None:
+def _refuse_twice(layers: Iterable[tuple[nn.Module, str]]) -> None:
+    paths: dict[int, str] = {}
+    for layer, path in layers:
+        first = paths.setdefault(id(layer), path)
+        if first != path:
+            raise GgufLoraError(
+                f"layer {path!r} is layer {first!r} under another name", field=path, remedy="give it one adapter"
+            )
+
+
+def _require_strength(name: str, strength: float) -> None:
+    if not math.isfinite(strength):
+        raise GgufLoraError(f"the strength of adapter {name!r} is {strength}", remedy="pass a finite number")
+
+
+@contextmanager
+def _naming(layer: str) -> Iterator[None]:
+    """What is wrong with an adapter, said of its layer."""
     try:
-        terms.require_fit(name, adapter)
+        yield
     except GgufLoraError as error:
-        error.field = path
+        error.field = layer
         raise
 
 

@@ -36,10 +36,11 @@ class LowRank:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
+        are_matrices = self.down.ndim == 2 and self.up.ndim == 2
+        if not are_matrices or not self.down.shape[0] == self.up.shape[1] > 0:
             raise GgufLoraError(
                 f"factors of shapes {tuple(self.down.shape)} and {tuple(self.up.shape)} are no low-rank pair",
-                remedy="down is (rank, in_features), up is (out_features, rank)",
+                remedy="down is (rank, in_features), up is (out_features, rank), with a rank of 1 or more",
             )
         if self.alpha is not None and not math.isfinite(self.alpha):
             raise GgufLoraError(f"alpha is {self.alpha}", remedy="pass a finite number, or None for the rank")

@@ -128,7 +128,7 @@ class GgufMetadata(Mapping[str, MetadataValue]):
             elif not isinstance(value, GgufArray):
                 view[key] = _json_scalar(value, value_type)
             elif arrays:
-                view[key] = json.dumps(value.tolist(), ensure_ascii=False)
+                view[key] = _json_array(value)
         return view
 
     def _required(self, key: str) -> MetadataValue:
@@ -185,6 +185,11 @@ def _value_at(cursor: Cursor, key: str, field: str, value_type: ValueType, stamp
 
 
 def _json_scalar(value: float, value_type: ValueType) -> str:
-    if value_type is ValueType.FLOAT32 and np.isfinite(value):
-        value = float(str(np.float32(value)))
-    return json.dumps(value)
+    return json.dumps(float(str(np.float32(value))) if value_type is ValueType.FLOAT32 else value)
+
+
+def _json_array(array: GgufArray) -> str:
+    values = array.tolist()
+    if array.value_type is ValueType.FLOAT32:
+        values = [float(str(value)) for value in array.numpy()]
+    return json.dumps(values, ensure_ascii=False)

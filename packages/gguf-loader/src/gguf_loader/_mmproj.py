@@ -99,7 +99,7 @@ def _fitting(paths: Iterable[Path], text: GgufHeader, component: TextComponent) 
         try:
             header = read_header(path)
             misfit = _misfit(header, text, component)
-        except GgufError as error:
+        except (GgufError, OSError) as error:
             _LOG.warning("not considered as a vision projector: %s", error)
             continue
         if misfit is None:

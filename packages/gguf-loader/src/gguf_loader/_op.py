@@ -107,7 +107,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     (packed,) = ctx.saved_tensors
     of_x = linear_backward_op(gradient, packed, *ctx.arguments) if ctx.needs_input_grad[0] else None
-    of_bias = gradient.flatten(0, -2).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+    of_bias = gradient.reshape(-1, gradient.shape[-1]).sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
     return of_x, None, of_bias, None, None, None, None, None
 
 

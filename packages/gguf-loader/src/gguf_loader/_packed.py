@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import torch
 
+from ._backend import Backend
+from ._dequant import dequantize, require_blocks
 from ._errors import GgufPackedError
 from ._packed_ops import HANDLERS
+from ._scratch import ScratchPool
 from ._types import GgmlType, type_by_name
-
-if TYPE_CHECKING:
-    from ._backend import Backend
-    from ._scratch import ScratchPool
 
 LOGICAL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """What a packed tensor may say that it is: the dtypes that weights are computed in."""
@@ -70,7 +68,7 @@ class PackedTensor(torch.Tensor):
         cls, data: torch.Tensor, ggml_type: GgmlType, shape: Sequence[int], *, dtype: torch.dtype = torch.bfloat16
     ) -> Self:
         """Check that blocks, type and shape agree, and wrap them."""
-        _require_blocks(data, ggml_type, shape)
+        require_blocks(data, ggml_type, shape)
         require_logical_dtype(dtype)
         return torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=dtype, device=data.device, storage_size=data.numel()
@@ -105,8 +103,6 @@ class PackedTensor(torch.Tensor):
         Raises:
             GgufPackedError: `out` does not fit.
         """
-        from ._dequant import dequantize
-
         if dtype is None:
             dtype = self.dtype if out is None else out.dtype
         return dequantize(
@@ -231,18 +227,4 @@ def require_logical_dtype(dtype: torch.dtype) -> None:
         raise GgufPackedError(
             f"packed weights cannot be {dtype}",
             remedy=f"choose one of {', '.join(str(known) for known in LOGICAL_DTYPES)}",
-        )
-
-
-def _require_blocks(data: torch.Tensor, ggml_type: GgmlType, shape: Sequence[int]) -> None:
-    if data.dtype is not torch.uint8 or data.ndim != 1 or not data.is_contiguous():
-        raise GgufPackedError(
-            f"packed blocks must be 1-D contiguous uint8, found {data.ndim}-D {data.dtype}",
-            remedy="pass the bytes of the tensor as they lie in the file",
-        )
-    expected_bytes = ggml_type.size_bytes(math.prod(shape))
-    if data.numel() != expected_bytes:
-        raise GgufPackedError(
-            f"{ggml_type.name} weights of shape {tuple(shape)} take {expected_bytes} bytes, found {data.numel()}",
-            remedy="pass the logical shape in torch order, and all bytes of the tensor",
         )

@@ -85,12 +85,14 @@ def _empty_like(
 def _view(self: PackedTensor, shape: Sequence[int]) -> PackedTensor:
     known = math.prod(size for size in shape if size != -1)
     inferred = tuple(self.numel() // max(known, 1) if size == -1 else size for size in shape)
-    if math.prod(inferred) != self.numel():
+    if min(inferred, default=0) < 0 or math.prod(inferred) != self.numel():
         raise GgufPackedError(f"shape {tuple(shape)} does not hold the {self.numel()} weights of {tuple(self.shape)}")
     return self.with_blocks(self.packed, inferred)
 
 
 def _unsqueeze(self: PackedTensor, dim: int) -> PackedTensor:
+    if not -self.ndim - 1 <= dim <= self.ndim:
+        raise IndexError(f"dimension {dim} is out of range for {self.ndim} dimensions and a new one")
     at = dim % (self.ndim + 1)
     return self.with_blocks(self.packed, (*self.shape[:at], 1, *self.shape[at:]))
 
@@ -120,13 +122,17 @@ def _select(self: PackedTensor, dim: int, index: int) -> PackedTensor:
 
 def _split(self: PackedTensor, split_size: int, dim: int = 0) -> list[PackedTensor]:
     _require_first_dim(self, dim, "a split")
+    if split_size < 1:
+        raise GgufPackedError(
+            f"a tensor cannot be split into pieces of {split_size} rows", remedy="pass a size of 1 or more"
+        )
     total = self.shape[0]
     return [rows(self, start, min(start + split_size, total)) for start in range(0, total, split_size)]
 
 
 def _split_with_sizes(self: PackedTensor, split_sizes: Sequence[int], dim: int = 0) -> list[PackedTensor]:
     _require_first_dim(self, dim, "a split")
-    if sum(split_sizes) != self.shape[0]:
+    if sum(split_sizes) != self.shape[0] or min(split_sizes, default=0) < 0:
         raise GgufPackedError(f"sizes {list(split_sizes)} do not sum to the {self.shape[0]} rows of the tensor")
     ends = [sum(split_sizes[: i + 1]) for i in range(len(split_sizes))]
     return [rows(self, end - size, end) for end, size in zip(ends, split_sizes, strict=True)]
@@ -172,8 +178,8 @@ def _copy_(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False)
 
 
 def _equal(self: PackedTensor, other: PackedTensor) -> bool:
-    """Same type, shape and blocks; equal weights of another encoding are not equal blocks."""
-    same = self.ggml_type == getattr(other, "ggml_type", None) and self.shape == other.shape
+    """Same type, shape and blocks; equal weights of another encoding, dense ones too, are not equal blocks."""
+    same = getattr(self, "ggml_type", None) == getattr(other, "ggml_type", None) and self.shape == other.shape
     return same and torch.equal(self.packed, other.packed)
 
 

@@ -14,20 +14,10 @@ from ._arrays import FileStamp
 from ._errors import GgufKeyError
 from ._header import GgufHeader, parse_header
 from ._tensors import TensorInfo
+from ._types import NATIVE_DTYPES
 
 # Linux: <bits/mman-map-flags-generic.h>; Python's mmap module names it from 3.13 on.
 _MAP_NORESERVE = 0x4000
-
-_NATIVE_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F64": torch.float64,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +52,7 @@ class GgufFile:
             GgufKeyError: the file has no such tensor, or it is quantised.
         """
         tensor = self._tensor(name)
-        dtype = _NATIVE_DTYPES.get(tensor.ggml_type.name)
+        dtype = NATIVE_DTYPES.get(tensor.ggml_type.name)
         if dtype is None:
             raise GgufKeyError(
                 f"a {tensor.ggml_type} tensor has no torch dtype",

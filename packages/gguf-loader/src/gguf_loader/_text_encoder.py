@@ -77,7 +77,7 @@ def load_text_encoder(
         found = find_mmproj(file.header, component, None if mmproj == AUTO else mmproj)
         if found is None and component.projectors:
             _LOG.info("%s: no vision projector lies beside it; it will read text alone", file.header.path)
-    state_dict, unmapped = _text_tensors(file, component, dtype)
+    state_dict, unmapped = _text_tensors(file, component, architecture, dtype)
     if found is not None:
         seen, unseen = _vision_tensors(open_gguf(found.path), dtype)
         state_dict |= seen
@@ -90,7 +90,7 @@ def load_text_encoder(
 
 
 def _text_tensors(
-    file: GgufFile, component: TextComponent, dtype: torch.dtype
+    file: GgufFile, component: TextComponent, architecture: str | None, dtype: torch.dtype
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     renamed = component.key_map.rename(file.header.tensors, file.header.path)
     if not renamed.sources:
@@ -102,7 +102,7 @@ def _text_tensors(
     tensors = {}
     for target, source in renamed.sources.items():
         tensor = tensor_of(file, source, dtype)
-        heads = heads_of(source, file.header) if component.interleaved_heads else None
+        heads = heads_of(source, file.header, architecture) if component.interleaved_heads else None
         if heads is not None:
             tensor = restore_row_order(tensor, heads, source)
         if component.norm_offset and target.endswith("norm.weight"):

@@ -6,6 +6,7 @@ neighbours, so row i of a half stands at row 2i. How many heads there are is in 
 
 from __future__ import annotations
 
+import math
 import re
 
 import torch
@@ -18,8 +19,10 @@ from ._packed import PackedTensor
 _PROJECTION = re.compile(r"blk\.(\d+)\.attn_([qk])\.(?:weight|bias)")
 
 
-def heads_of(name: str, header: GgufHeader) -> int | None:
+def heads_of(name: str, header: GgufHeader, architecture: str | None = None) -> int | None:
     """The number of heads in the rows of a tensor of llama.cpp's name; None where it is no q or k projection.
+
+    The architecture is the one that the file's metadata are under, where the file does not say it.
 
     Raises:
         GgufMetadataError: the metadata do not say it.
@@ -28,7 +31,7 @@ def heads_of(name: str, header: GgufHeader) -> int | None:
     if found is None:
         return None
     metadata = header.metadata
-    key = f"{header.architecture}.attention.head_count"
+    key = f"{header.architecture or architecture}.attention.head_count"
     if found[2] == "k" and f"{key}_kv" in metadata:
         key = f"{key}_kv"
     return _count(metadata, key, int(found[1]), header.path)
@@ -37,11 +40,11 @@ def heads_of(name: str, header: GgufHeader) -> int | None:
 def restore_row_order(tensor: torch.Tensor, heads: int, name: str) -> torch.Tensor:
     """The tensor with the rows of each head as the original checkpoint has them: even rows first, then odd ones.
 
-    Quantised rows move as they are: a block never spans two rows. The result is a copy, since rows of a mapped file
+    Quantised rows of whole blocks move as they are. The result is a copy, since rows of a mapped file
     cannot be reordered in place.
 
     Raises:
-        GgufKeyError: the rows are no even number for each head.
+        GgufKeyError: the rows are no even number for each head, or packed rows that are no whole blocks.
     """
     rows = tensor.shape[0]
     if heads < 1 or rows % (2 * heads):
@@ -52,6 +55,13 @@ def restore_row_order(tensor: torch.Tensor, heads: int, name: str) -> torch.Tens
         )
     order = torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
     if isinstance(tensor, PackedTensor):
+        row_weights, kind = math.prod(tensor.shape[1:]), tensor.ggml_type
+        if row_weights % kind.block_size:
+            raise GgufKeyError(
+                f"rows of {row_weights} weights share {kind.name} blocks of {kind.block_size}",
+                field=f"tensor {name!r}",
+                remedy="convert the text encoder again, with this tensor in rows of whole blocks",
+            )
         blocks = tensor.packed.view(rows, -1).index_select(0, order.to(tensor.device))
         return tensor.with_blocks(blocks.view(-1))
     return tensor.index_select(0, order.to(tensor.device))
@@ -65,4 +75,4 @@ def _count(metadata: GgufMetadata, key: str, layer: int, path: str) -> int:
         raise GgufMetadataError(
             f"head counts for {len(counts)} layers, but there is a layer {layer}", path=path, field=f"metadata {key!r}"
         )
-    return int(counts.numpy()[layer])
+    return counts.integers()[layer]

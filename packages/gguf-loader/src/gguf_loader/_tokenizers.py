@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ._errors import GgufTokenizerError
+from ._format import ValueType
 from ._header import GgufHeader
 from ._sentencepiece import Normalizer, Piece, SpecialIds, model_proto
 from ._tekken import PATTERN, tekken_json
@@ -69,9 +70,8 @@ def _sentencepiece(header: GgufHeader, model_type: int) -> RebuiltTokenizer:
     unknown = _unknown(header, types)
     types[unknown] = UNKNOWN
     pieces = [Piece(token, score, type_) for token, score, type_ in zip(tokens, scores, types, strict=False)]
-    charsmap_key = f"{KEY}precompiled_charsmap"
     normalizer = Normalizer(
-        charsmap=metadata.array(charsmap_key).numpy().tobytes() if charsmap_key in metadata else b"",
+        charsmap=_charsmap(header),
         add_dummy_prefix=_flag(header, "add_space_prefix", True),
         remove_extra_whitespaces=_flag(header, "remove_extra_whitespaces", model_type == UNIGRAM),
     )
@@ -82,6 +82,15 @@ def _sentencepiece(header: GgufHeader, model_type: int) -> RebuiltTokenizer:
         padding=_id(header, "padding_token_id", len(tokens)),
     )
     return RebuiltTokenizer("sentencepiece", model_proto(pieces, model_type, normalizer, special), len(pieces))
+
+
+def _charsmap(header: GgufHeader) -> bytes:
+    if not _has(header, "precompiled_charsmap"):
+        return b""
+    array = header.metadata.array(f"{KEY}precompiled_charsmap")
+    if array.value_type not in (ValueType.UINT8, ValueType.INT8):
+        raise _contradiction(header, "precompiled_charsmap", f"of {array.value_type.name}, where bytes are needed")
+    return array.numpy().tobytes()
 
 
 def _unknown(header: GgufHeader, types: Sequence[int]) -> int:
@@ -108,7 +117,7 @@ def _tekken(header: GgufHeader) -> RebuiltTokenizer:
 def _tokens(header: GgufHeader) -> tuple[list[bytes], list[int]]:
     """Tokens and their types, without those that pad the embedding at the end (unused; older converters: unknown)."""
     tokens = header.metadata.array(f"{KEY}tokens").raw_strings()
-    types = [int(type_) for type_ in header.metadata.array(f"{KEY}token_type").numpy().tolist()]
+    types = list(header.metadata.array(f"{KEY}token_type").integers())
     if len(tokens) != len(types):
         raise _contradiction(header, "token_type", f"{len(types)} types for {len(tokens)} tokens")
     if any(not NORMAL <= type_ <= BYTE for type_ in types):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
+
 from ._errors import GgufTypeError
 
 
@@ -106,6 +108,20 @@ _REMOVED = {
 
 GGML_TYPES: Mapping[str, GgmlType] = MappingProxyType({kind.name: kind for kind in _ALL})
 """Every type of the format by its name."""
+
+NATIVE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "I8": torch.int8,
+        "I16": torch.int16,
+        "I32": torch.int32,
+        "I64": torch.int64,
+    }
+)
+"""ggml types that are a torch dtype."""
 
 _BY_ID = {kind.id: kind for kind in _ALL}
 

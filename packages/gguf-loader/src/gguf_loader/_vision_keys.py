@@ -134,16 +134,24 @@ def reassemble(tensors: Mapping[str, torch.Tensor], component: VisionComponent) 
     """Put together again, under llama.cpp's names, what the converter took apart.
 
     Raises:
-        GgufKeyError: one of the parts is missing.
+        GgufKeyError: one of the parts is missing, or does not fit the others.
     """
     whole = _numbered_by_position(dict(tensors))
     if LATER_PATCH in whole:
-        first, second = _dense(whole[PATCH]), _dense(whole.pop(LATER_PATCH))
-        whole[PATCH] = torch.stack((first, second), dim=2)
+        whole[PATCH] = _stacked(whole.get(PATCH), whole.pop(LATER_PATCH))
     if component.fused_qkv:
         _fuse_qkv(whole)
     _unswap_mlp(whole)
     return whole
+
+
+def _stacked(first: torch.Tensor | None, later: torch.Tensor) -> torch.Tensor:
+    field = f"tensor {LATER_PATCH!r}"
+    if first is None:
+        raise GgufKeyError(f"stands without {PATCH}", field=field)
+    if first.shape != later.shape:
+        raise GgufKeyError(f"of shape {tuple(later.shape)}, where {PATCH} has {tuple(first.shape)}", field=field)
+    return torch.stack((_dense(first), _dense(later)), dim=2)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
