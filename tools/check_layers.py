@@ -40,6 +40,7 @@ CUDA_FILES: tuple[str, ...] = (
 )
 HOST_MODULES = frozenset(
     {
+        "aiohttp",  # its web server
         "comfy",
         "comfy_api",
         "comfy_execution",

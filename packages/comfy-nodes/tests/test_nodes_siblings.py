@@ -267,6 +267,7 @@ def test_nodes_without_their_library_are_left_out_with_one_sentence(
 ) -> None:
     monkeypatch.setattr(_serving, "find_spec", lambda name: None if name == "gguf" else object())
     monkeypatch.setattr(_app, "on_prompt", lambda rewrite: True)
+    monkeypatch.setattr(_app, "answer", lambda path, respond: True)
     monkeypatch.setattr(_app, "when_started", lambda callback: True)
     with caplog.at_level(logging.WARNING):
         made = _serving.mappings.__wrapped__()

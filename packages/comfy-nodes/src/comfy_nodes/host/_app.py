@@ -75,6 +75,29 @@ def on_prompt(rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
     return True
 
 
+def answer(path: str, respond: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+    """Answer a JSON object that is posted to `path` of the server with another; False where no server runs.
+
+    What is no JSON object is refused with status 400.
+    """
+    server = _server()
+    if server is None:
+        return False
+    from aiohttp import web
+
+    async def handle(request: Any) -> Any:
+        try:
+            posted = await request.json()
+        except ValueError:
+            posted = None
+        if not isinstance(posted, dict):
+            return web.json_response({"error": "post a JSON object"}, status=400)
+        return web.json_response(respond(posted))
+
+    server.routes.post(path)(handle)
+    return True
+
+
 def progress_bar(total: int) -> Any:
     """The host's progress bar of the node that runs, with ``update(steps)``."""
     import comfy.utils

@@ -51,8 +51,13 @@ def rewrite_inputs(row: NodeRow, inputs: Mapping[str, Any], devices: Sequence[st
         declared = _declare(row, controls, devices)
     except (NodeError, AllocSpecError):
         return moved
-    links = {_declared(row, FIELD_OF[name]) or name: value for name, value in linked.items()}
+    links = {declared_name(row, name) or name: value for name, value in linked.items()}
     return own | declared | links
+
+
+def declared_name(row: NodeRow, name: str) -> str | None:
+    """Today's name on a node of an input of a placement under any of its names; None where the node has none for it."""
+    return _declared(row, FIELD_OF[name]) if name in FIELD_OF else None
 
 
 def _rewrite_node(node: Any, rows: Mapping[str, NodeRow], devices: Sequence[str]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from comfy_nodes import host
 from comfy_nodes.host import _app
 from comfy_nodes.nodes._classes import node_class
+from comfy_nodes.nodes._opened import reopen
 from comfy_nodes.nodes._rewrite import rewrite_prompt
 from comfy_nodes.nodes._row import NodeRow
 from comfy_nodes.nodes._sibling_class import sibling_class
@@ -19,6 +20,8 @@ from comfy_nodes.nodes._siblings import SIBLINGS
 from comfy_nodes.nodes._table import TABLE
 
 _log = logging.getLogger(__name__)
+REOPEN = "/torchspan/api/v1/reopen"
+"""Where the pack's extension of the editor asks for older workflows in today's words."""
 
 
 @cache
@@ -32,6 +35,7 @@ def mappings() -> dict[str, type]:
     classes = {node_id: node_class(row) for node_id, row in TABLE.items() if row not in left_out}
     classes |= _sibling_classes({})
     _app.on_prompt(_rewrite)
+    _app.answer(REOPEN, _reopen)
     _app.when_started(_started)
     return classes
 
@@ -110,3 +114,7 @@ def _started() -> None:
 
 def _rewrite(prompt: dict[str, Any]) -> dict[str, Any]:
     return rewrite_prompt(prompt, TABLE, host.device_names())
+
+
+def _reopen(document: dict[str, Any]) -> dict[str, Any]:
+    return reopen(document, TABLE, host.device_names())
