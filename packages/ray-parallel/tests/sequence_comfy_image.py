@@ -7,8 +7,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from sequence_host import host, options
-from sequence_tiny import Built, Case, mix_tokens, normal, seeded, uniform
+from sequence_host import call, flux_sizes, host, options
+from sequence_tiny import (
+    Built,
+    Case,
+    mix_tokens,
+    normal,
+    pictures,
+    qwen_sizes,
+    residuals,
+    seeded,
+    text_mask,
+    uniform,
+)
 
 
 def flux(
@@ -23,7 +34,6 @@ def flux(
     mask: bool = False,
 ) -> Built:
     """FLUX.1 and FLUX.2, 35 tokens; `references` of 12 tokens each, whose timestep may be zero."""
-    width = heads * 16
     if flux2:
         kind: dict[str, Any] = {
             "global_modulation": True,
@@ -39,78 +49,54 @@ def flux(
     model = host("comfy.ldm.flux.model").Flux(
         in_channels=4,
         out_channels=4,
-        context_in_dim=20,
-        hidden_size=width,
-        mlp_ratio=2.0,
-        num_heads=heads,
-        depth=2,
-        depth_single_blocks=2,
         theta=10000,
         patch_size=2,
         guidance_embed=True,
+        **flux_sizes(heads),
         **kind,
         **options(),
     )
-    arguments: dict[str, Any] = {
-        "x": normal(batch, 4, 14, 10),
-        "timestep": torch.full((batch,), 0.6),
-        "context": normal(batch, text, 20),
-        "guidance": torch.full((batch,), 3.5),
-    }
+    arguments = call(normal(batch, 4, 14, 10), time=0.6, text=text, guidance=torch.full((batch,), 3.5))
     if not flux2:
         arguments["y"] = normal(batch, 12)
     if references:
-        arguments["ref_latents"] = [normal(batch, 4, 8, 6, seed=9 + index) for index in range(references)]
+        arguments["ref_latents"] = pictures(references, batch, 4, 8, 6)
     if timestep_zero:
         arguments["ref_latents_method"] = "index_timestep_zero"
     if control:
-        arguments["control"] = _residuals(batch, width)
+        arguments["control"] = _control(batch, heads * 16)
     if mask:
         seen = uniform(1, 35 + text, 35 + text, seed=3) > 0.3
         arguments["attention_mask"] = torch.where(seen, 0.0, -1e4)
     return seeded(model), arguments
 
 
-def _residuals(batch: int, width: int) -> dict[str, list[torch.Tensor | None]]:
+def _control(batch: int, width: int) -> dict[str, list[torch.Tensor | None]]:
     """What a ControlNet adds after the double blocks and after the single ones."""
-    return {
-        "input": [normal(batch, 35, width, seed=3), None],
-        "output": [normal(batch, 35, width, seed=4), normal(batch, 35, width, seed=5)],
-    }
+    return {"input": residuals(35, width, 3, None, batch=batch), "output": residuals(35, width, 4, 5, batch=batch)}
 
 
 def chroma(*, heads: int = 3, control: bool = False) -> Built:
     """Chroma, 35 + 7 tokens."""
-    width = heads * 16
     model = host("comfy.ldm.chroma.model").Chroma(
         in_channels=16,
         out_channels=16,
-        context_in_dim=20,
-        hidden_size=width,
-        mlp_ratio=2.0,
-        num_heads=heads,
-        depth=2,
-        depth_single_blocks=2,
         axes_dim=[4, 6, 6],
         theta=10000,
         patch_size=2,
         qkv_bias=True,
         in_dim=64,
-        out_dim=width,
+        out_dim=heads * 16,
         hidden_dim=32,
         n_layers=1,
         txt_ids_dims=[],
         vec_in_dim=None,
+        **flux_sizes(heads),
         **options(),
     )
-    arguments: dict[str, Any] = {
-        "x": normal(1, 4, 14, 10),
-        "timestep": torch.full((1,), 0.6),
-        "context": normal(1, 7, 20),
-        "guidance": torch.zeros(1),
-    }
+    arguments = call(normal(1, 4, 14, 10), time=0.6, guidance=torch.zeros(1))
     if control:
-        arguments["control"] = _residuals(1, width)
+        arguments["control"] = _control(1, heads * 16)
     return seeded(model), arguments
 
 
@@ -124,29 +110,15 @@ def qwen_image(
     control: bool = False,
 ) -> Built:
     """Qwen-Image and its edit form, 35 tokens and 12 for each reference."""
-    model = host("comfy.ldm.qwen_image.model").QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=heads,
-        joint_attention_dim=20,
-        axes_dims_rope=(4, 6, 6),
-        **options(),
-    )
-    arguments: dict[str, Any] = {
-        "x": normal(1, 4, 1, 14, 10),
-        "timestep": torch.full((1,), 0.6),
-        "context": normal(1, text, 20),
-    }
+    model = host("comfy.ldm.qwen_image.model").QwenImageTransformer2DModel(**qwen_sizes(heads), **options())
+    arguments = call(normal(1, 4, 1, 14, 10), time=0.6, text=text)
     if mask:
-        arguments["attention_mask"] = (torch.arange(text) < text - 2).long()[None]
+        arguments["attention_mask"] = text_mask(text - 2, text)
     if references:
-        arguments["ref_latents"] = [normal(1, 4, 1, 8, 6, seed=9 + index) for index in range(references)]
+        arguments["ref_latents"] = pictures(references, 1, 4, 1, 8, 6)
         arguments["ref_latents_method"] = method
     if control:
-        arguments["control"] = {"input": [normal(1, 35, heads * 16, seed=3), normal(1, 35, heads * 16, seed=4)]}
+        arguments["control"] = {"input": residuals(35, heads * 16, 3, 4)}
     return seeded(model), arguments
 
 
@@ -172,16 +144,10 @@ def lumina(*, heads: int = 3, key_heads: int | None = None, padding: int | None 
         pad_tokens_multiple=padding,
         **options(),
     )
-    arguments: dict[str, Any] = {
-        "x": normal(1, 4, 14, 10),
-        "timesteps": torch.full((1,), 0.6),
-        "context": normal(1, 7, 20),
-        "num_tokens": 7,
-        "transformer_options": {},
-    }
+    arguments = call(normal(1, 4, 14, 10), time=0.6, times="timesteps", num_tokens=7, transformer_options={})
     if references:
-        arguments["ref_latents"] = [normal(1, 4, 8, 6, seed=9 + index) for index in range(references)]
-        arguments["ref_contexts"] = [normal(1, 5, 20, seed=9 + index) for index in range(references)]
+        arguments["ref_latents"] = pictures(references, 1, 4, 8, 6)
+        arguments["ref_contexts"] = pictures(references, 1, 5, 20)
     return seeded(model), arguments
 
 
@@ -202,13 +168,10 @@ def hidream(*, heads: int = 3) -> Built:
         max_resolution=(32, 32),
         **options(),
     )
-    return seeded(model), {
-        "x": normal(1, 4, 14, 10),
-        "t": torch.full((1,), 600.0),
-        "y": normal(1, 12),
-        "context": normal(1, 7, 20),
-        "encoder_hidden_states_llama3": normal(1, 4, 9, 24),
-    }
+    layers_of_text = normal(1, 4, 9, 24)
+    return seeded(model), call(
+        normal(1, 4, 14, 10), time=600.0, times="t", y=normal(1, 12), encoder_hidden_states_llama3=layers_of_text
+    )
 
 
 def sd3(*, dual: bool = False, control: bool = False, text: int = 7) -> Built:
@@ -227,14 +190,9 @@ def sd3(*, dual: bool = False, control: bool = False, text: int = 7) -> Built:
         x_block_self_attn_layers=[0, 1] if dual else [],
         **options(),
     )
-    arguments: dict[str, Any] = {
-        "x": normal(1, 4, 14, 10),
-        "timesteps": torch.full((1,), 600.0),
-        "context": normal(1, text, 20),
-        "y": normal(1, 12),
-    }
+    arguments = call(normal(1, 4, 14, 10), time=600.0, text=text, times="timesteps", y=normal(1, 12))
     if control:
-        arguments["control"] = {"output": [normal(1, 35, 192, seed=3), None, normal(1, 35, 192, seed=4)]}
+        arguments["control"] = {"output": residuals(35, 192, 3, None, 4)}
     return seeded(model), arguments
 
 

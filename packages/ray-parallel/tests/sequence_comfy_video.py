@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from sequence_host import host, options
-from sequence_tiny import Built, Case, mix_tokens, normal, seeded, uniform
+from sequence_host import call, flux_sizes, host, options
+from sequence_tiny import Built, Case, mix_tokens, normal, pictures, residuals, seeded, text_mask, uniform
 
 
 def wan(
@@ -40,18 +40,14 @@ def wan(
         model = models.CameraWanModel(model_type="camera_2.2", **sizes, **options())
     else:
         model = models.WanModel(model_type="i2v" if picture else "t2v", **sizes, **options())
-    arguments: dict[str, Any] = {
-        "x": normal(1, 4, frames, 10, 6),
-        "timestep": torch.full((1,), 500.0),
-        "context": normal(1, 7, 20),
-    }
+    arguments = call(normal(1, 4, frames, 10, 6), time=500.0)
     if per_frame:
         arguments["timestep"] = torch.full((1, frames), 500.0)
         arguments["timestep"][:, 0] = 0
     if picture:
         arguments["clip_fea"] = normal(1, 5, 1280)
     if references:
-        arguments["context_latents"] = [normal(1, 4, 1, 8, 6, seed=9 + index) for index in range(references)]
+        arguments["context_latents"] = pictures(references, 1, 4, 1, 8, 6)
     if vace:
         arguments |= {"vace_context": normal(1, 1, 6, frames, 10, 6), "vace_strength": [0.8]}
     if camera:
@@ -65,17 +61,10 @@ def hunyuan_video(
     *, heads: int = 3, mask: bool = False, guiding_frame: bool = False, reference: bool = False, control: bool = False
 ) -> Built:
     """HunyuanVideo, 3 frames of 15 tokens and 7 text tokens."""
-    width = heads * 16
     model = host("comfy.ldm.hunyuan_video.model").HunyuanVideo(
         in_channels=4,
         out_channels=4,
         vec_in_dim=12,
-        context_in_dim=20,
-        hidden_size=width,
-        mlp_ratio=2.0,
-        num_heads=heads,
-        depth=2,
-        depth_single_blocks=2,
         axes_dim=[4, 6, 6],
         theta=256,
         patch_size=[1, 2, 2],
@@ -86,26 +75,19 @@ def hunyuan_video(
         use_cond_type_embedding=False,
         vision_in_dim=None,
         meanflow_sum=False,
+        **flux_sizes(heads),
         **options(),
     )
-    arguments: dict[str, Any] = {
-        "x": normal(1, 4, 3, 10, 6),
-        "timestep": torch.full((1,), 600.0),
-        "context": normal(1, 7, 20),
-        "y": normal(1, 12),
-        "guidance": torch.full((1,), 6000.0),
-    }
+    arguments = call(normal(1, 4, 3, 10, 6), time=600.0, y=normal(1, 12), guidance=torch.full((1,), 6000.0))
     if mask:
-        arguments["attention_mask"] = _text_mask()
+        arguments["attention_mask"] = text_mask(5, 7)
     if guiding_frame:
         arguments["guiding_frame_index"] = torch.zeros(1)
     if reference:
         arguments["ref_latent"] = normal(1, 4, 1, 10, 6, seed=8)
     if control:
-        arguments["control"] = {
-            "input": [normal(1, 45, width, seed=3), normal(1, 45, width, seed=4)],
-            "output": [None, normal(1, 45, width, seed=5)],
-        }
+        width = heads * 16
+        arguments["control"] = {"input": residuals(45, width, 3, 4), "output": residuals(45, width, None, 5)}
     return seeded(model), arguments
 
 
@@ -129,21 +111,14 @@ def ltxv(
         cross_attention_adaln=cross_modulation,
         **options(),
     )
-    arguments: dict[str, Any] = {
-        "x": normal(1, 8, frames, 5, 3),
-        "timestep": uniform(1, frames * 15, seed=4) if per_token or guide else torch.full((1,), 0.6),
-        "context": normal(1, 7, 20),
-        "attention_mask": _text_mask() if mask else None,
-        "frame_rate": 25,
-    }
+    arguments = call(
+        normal(1, 8, frames, 5, 3), time=0.6, attention_mask=text_mask(5, 7) if mask else None, frame_rate=25
+    )
+    if per_token or guide:
+        arguments["timestep"] = uniform(1, frames * 15, seed=4)
     if guide:
         arguments |= _guide(frames)
     return seeded(model), arguments
-
-
-def _text_mask() -> torch.Tensor:
-    """The last two of seven text tokens are hidden."""
-    return (torch.arange(7) < 5).long()[None]
 
 
 def _guide(frames: int) -> dict[str, Any]:
@@ -188,7 +163,7 @@ def ltxav(
         "x": [normal(1, 8, frames, 5, 3), normal(1, 8, audio, 16)],
         "timestep": timestep,
         "context": normal(1, 7, 40),
-        "attention_mask": _text_mask() if mask else None,
+        "attention_mask": text_mask(5, 7) if mask else None,
         "frame_rate": 25,
     }
     if guide:
@@ -222,12 +197,10 @@ def cosmos_predict2(
         extra_per_block_abs_pos_emb=block_positions,
         **options(),
     )
-    return seeded(model), {
-        "x": normal(1, 4, frames, 6, 10),
-        "timesteps": uniform(1, frames, seed=4) if per_frame else torch.full((1,), 0.6),
-        "context": normal(1, 7, 20),
-        "transformer_options": {},
-    }
+    arguments = call(normal(1, 4, frames, 6, 10), time=0.6, times="timesteps", transformer_options={})
+    if per_frame:
+        arguments["timesteps"] = uniform(1, frames, seed=4)
+    return seeded(model), arguments
 
 
 CASES = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from sequence_tiny import Built, Case, normal, seeded, uniform
+from sequence_tiny import Built, Case, normal, qwen_sizes, residuals, seeded, text_mask, uniform
 
 
 def flux(
@@ -45,10 +45,9 @@ def flux(
         "return_dict": False,
     }
     if control:
-        arguments["controlnet_block_samples"] = [normal(batch, image + reference, width, seed=3)]
-        arguments["controlnet_single_block_samples"] = [
-            normal(batch, image + reference, width, seed=seed) for seed in (4, 5)
-        ]
+        tokens = image + reference
+        arguments["controlnet_block_samples"] = residuals(tokens, width, 3, batch=batch)
+        arguments["controlnet_single_block_samples"] = residuals(tokens, width, 4, 5, batch=batch)
     if lora_scale:
         arguments["joint_attention_kwargs"] = {"scale": 1.0}
     return seeded(model), arguments
@@ -107,7 +106,7 @@ def ltx(*, heads: int = 3, frames: int = 3, text: int = 7, per_token: bool = Fal
         "hidden_states": normal(1, tokens, 8),
         "encoder_hidden_states": normal(1, text, 20),
         "timestep": 1000 * uniform(1, tokens) if per_token else torch.full((1,), 600.0),
-        "encoder_attention_mask": (torch.arange(text) < (text - 2 if mask else text)).long()[None],
+        "encoder_attention_mask": text_mask(text - 2 if mask else text, text),
         "num_frames": frames,
         "height": 5,
         "width": 3,
@@ -119,18 +118,7 @@ def qwen_image(
     *, heads: int = 3, text: int = 7, mask: bool = False, edit: bool = False, control: bool = False
 ) -> Built:
     """Qwen-Image, 35 tokens; `edit` adds a reference of 12 tokens with its own timestep."""
-    width = heads * 16
-    model = diffusers.QwenImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=heads,
-        joint_attention_dim=20,
-        axes_dims_rope=(4, 6, 6),
-        zero_cond_t=edit,
-    )
+    model = diffusers.QwenImageTransformer2DModel(**qwen_sizes(heads), zero_cond_t=edit)
     tokens = 47 if edit else 35
     arguments: dict[str, Any] = {
         "hidden_states": normal(1, tokens, 16),
@@ -140,9 +128,9 @@ def qwen_image(
         "return_dict": False,
     }
     if mask:
-        arguments["encoder_hidden_states_mask"] = (torch.arange(text) < text - 2).long()[None]
+        arguments["encoder_hidden_states_mask"] = text_mask(text - 2, text)
     if control:
-        arguments["controlnet_block_samples"] = [normal(1, tokens, width, seed=seed) for seed in (3, 4)]
+        arguments["controlnet_block_samples"] = residuals(tokens, heads * 16, 3, 4)
     return seeded(model), arguments
 
 
@@ -168,7 +156,7 @@ def hunyuan_video(*, heads: int = 3, text: int = 7, mask: bool = False, token_re
         "hidden_states": normal(1, 4, 3, 10, 6),
         "timestep": torch.full((1,), 600.0),
         "encoder_hidden_states": normal(1, text, 20),
-        "encoder_attention_mask": (torch.arange(text) < (text - 2 if mask else text)).long()[None],
+        "encoder_attention_mask": text_mask(text - 2 if mask else text, text),
         "pooled_projections": normal(1, 12),
         "guidance": torch.full((1,), 6000.0),
         "return_dict": False,
@@ -200,7 +188,7 @@ def sd3(*, heads: int = 3, text: int = 7, dual: bool = False, control: bool = Fa
         "return_dict": False,
     }
     if control:
-        arguments["block_controlnet_hidden_states"] = [normal(1, 35, heads * 16, seed=seed) for seed in (3, 4, 5)]
+        arguments["block_controlnet_hidden_states"] = residuals(35, heads * 16, 3, 4, 5)
     return seeded(model), arguments
 
 

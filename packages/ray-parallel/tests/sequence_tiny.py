@@ -45,6 +45,35 @@ def uniform(*shape: int, seed: int = 1) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
+def pictures(count: int, *shape: int) -> list[Tensor]:
+    """So many references of one shape, each another one."""
+    return [normal(*shape, seed=9 + index) for index in range(count)]
+
+
+def residuals(tokens: int, width: int, *places: int | None, batch: int = 1) -> list[Tensor | None]:
+    """What a ControlNet adds after each block: the seed of it, or None for a block after which nothing is added."""
+    return [None if seed is None else normal(batch, tokens, width, seed=seed) for seed in places]
+
+
+def text_mask(shown: int, tokens: int) -> Tensor:
+    """A mask that shows the first tokens of a text, [1, tokens]."""
+    return (torch.arange(tokens) < shown).long()[None]
+
+
+def qwen_sizes(heads: int) -> dict[str, Any]:
+    """Sizes of Qwen-Image, which both hosts call by the same names."""
+    return {
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": heads,
+        "joint_attention_dim": 20,
+        "axes_dims_rope": (4, 6, 6),
+    }
+
+
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter of `model` a value of healthy size, in place: no zero-initialised gate hides an error.
 

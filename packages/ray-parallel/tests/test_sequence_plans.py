@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
+import sequence_host
 import torch
+from sequence_cases import ON_COMFYUI, ON_DIFFUSERS
 from torch import nn
 
 from ray_parallel.sequence import ChangedModelError, Entry, Plan, RefusedModelError, UnknownModelError, find, plans
@@ -62,6 +65,21 @@ def test_no_two_entries_are_for_the_same_blocks() -> None:
 
 def test_no_model_is_both_known_and_refused() -> None:
     assert not {entry.model for entry in ENTRIES} & set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("host", "named_in"),
+    [
+        pytest.param("diffusers.", importlib.import_module, id="diffusers", marks=ON_DIFFUSERS),
+        pytest.param("comfy.", sequence_host.host, id="comfyui", marks=ON_COMFYUI),
+    ],
+)
+def test_every_known_and_every_refused_class_is_there(host: str, named_in: Callable[[str], Any]) -> None:
+    names = [name for name in [*(entry.model for entry in ENTRIES), *REFUSED] if name.startswith(host)]
+    assert len(names) > 5
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        assert issubclass(getattr(named_in(module), kind), nn.Module)
 
 
 def named(model: str, **members: Any) -> nn.Module:
