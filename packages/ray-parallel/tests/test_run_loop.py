@@ -9,14 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from runner_models import Transformer, Unfilled, alone, noise, weights
+from runner_models import PLAN, Transformer, Unfilled, alone, noise, weights
 from shared_examples import write_file
 from torch import nn
 
 import ray_parallel
 from ray_parallel import flow_euler
-from ray_parallel._in_worker import model_from
-from ray_parallel.workers import SharedWeights, WeightsError
+from ray_parallel._in_worker import Built, model_from, sample
+from ray_parallel._run import FLOW_EULER
+from ray_parallel.sequence import (
+    Kind,
+    ThreadComm,
+    Workload,
+    forward_bytes,
+    joining_bytes,
+    parallelize,
+    run_threads,
+)
+from ray_parallel.workers import SharedWeights, WeightsError, WorkerContext
 
 
 class Constant(nn.Module):
@@ -75,6 +85,26 @@ def test_a_buffer_that_nobody_fills_is_refused(tmp_path: Path) -> None:
     opened = SharedWeights.from_file(write_file(tmp_path / "model.safetensors", weights())).open()
     with pytest.raises(WeightsError, match="Unfilled: keeps scratch, which its constructor leaves empty"):
         model_from(opened, Unfilled, {})
+
+
+@pytest.mark.parametrize(("ranks", "kind", "ulysses"), [(2, "ulysses", None), (2, "ring", None), (4, "usp", 2)])
+def test_a_run_tells_all_that_a_rank_has_sent(ranks: int, kind: Kind, ulysses: int | None) -> None:
+    """Also in the groups that are made of the ranks; the trial of the plan is left out."""
+    arguments = {"latents": noise(16), "sigmas": [1.0, 0.5, 0.0], "inputs": {}}
+    work = Workload(tokens=16, heads=3, head_dim=8, layers=2, forward_seconds=1.0, element_bytes=4)
+
+    def rank(comm: ThreadComm) -> tuple[int, int]:
+        place = WorkerContext(rank=comm.rank, size=ranks, device=torch.device("cpu"), weights=None, generation=1)
+        with parallelize(alone(), PLAN, comm, kind=kind, ulysses=ulysses, canary=True) as parallel:
+            built = Built(model=parallel.model, parallel=parallel)
+            answers = [sample(place, built, loop=FLOW_EULER, arguments=arguments) for _ in range(2)]
+        assert answers[0]["digest"] == answers[1]["digest"]
+        assert all((answer["latents"] is None) == (comm.rank > 0) for answer in answers)
+        return answers[0]["sent_bytes"], answers[1]["sent_bytes"]
+
+    for place, sent in enumerate(run_threads(ranks, rank)):
+        forward = forward_bytes(work, kind, ranks, ulysses=ulysses, rank=place) + joining_bytes(work, ranks, rank=place)
+        assert sent == (2 * forward, 2 * forward)
 
 
 def imported_by(code: str) -> set[str]:

@@ -162,6 +162,12 @@ def test_ulysses_is_exact_to_the_bit() -> None:
         assert torch.equal(parallel("ulysses", ranks, {"v": 45}, qkv, (("v",), ("v",)))[0], single(*qkv, None))
 
 
+@pytest.mark.parametrize("neighbours", [0, 3, 8, -2])
+def test_a_group_size_that_does_not_divide_the_ranks_is_refused(neighbours: int) -> None:
+    with pytest.raises(PlanError, match=f"4 ranks are no multiple of ulysses={neighbours}; choose a divisor"):
+        run_threads(4, lambda comm: Mesh.of(comm, "usp", neighbours))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_bytes_moved_are_those_of_the_formula(kind: Kind, ranks: int) -> None:

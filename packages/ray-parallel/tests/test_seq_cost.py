@@ -243,6 +243,18 @@ def test_groups_that_cannot_be_are_refused(kind: Kind, ranks: int, ulysses: int 
         predict(WAN, Link(), sequence=ranks, kind=kind, ulysses=ulysses)
 
 
+@pytest.mark.parametrize(("cfg", "sequence"), [(0, 1), (1, 0), (-2, 2), (2, -1)])
+def test_fewer_than_one_rank_is_refused(cfg: int, sequence: int) -> None:
+    with pytest.raises(PlanError, match="at least one"):
+        predict(WAN, Link(), cfg=cfg, sequence=sequence)
+
+
+@pytest.mark.parametrize("ranks", [0, -4])
+def test_auto_needs_a_rank(ranks: int) -> None:
+    with pytest.raises(PlanError, match="at least one"):
+        auto(WAN, ranks, Link())
+
+
 @pytest.mark.parametrize("wrong", [{"tokens": 0}, {"forward_seconds": 0.0}, {"kv_heads": 3}, {"batch": -1}])
 def test_sizes_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="is no model"):

@@ -141,6 +141,49 @@ def test_text_that_is_no_plan(text: str) -> None:
         Plan.from_json(text)
 
 
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where the values of a JSON document lie."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+def planted(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """The document with another value in one place."""
+    if not path:
+        return new
+    return type(value)(
+        {**value, path[0]: planted(value[path[0]], path[1:], new)}
+        if isinstance(value, dict)
+        else [planted(part, path[1:], new) if place == path[0] else part for place, part in enumerate(value)]
+    )
+
+
+junk: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers(-2, 9) | st.text(max_size=3) | st.just([]) | st.just({}) | st.just([[1]])
+)
+
+
+@unhurried
+@given(plan=plans, data=st.data())
+def test_a_damaged_plan_is_a_plan_or_refused_as_none(plan: Plan, data: st.DataObject) -> None:
+    document = json.loads(plan.to_json())
+    place = data.draw(st.sampled_from(places(document)))
+    text = json.dumps(planted(document, place, data.draw(junk)))
+    try:
+        read = Plan.from_json(text)
+    except PlanError:
+        return
+    assert Plan.from_json(read.to_json()) == read
+
+
+@pytest.mark.parametrize("leaf", ["abc", 3, ["Seq"], {"kind": "Seq"}, {"kind": "Seq", "streams": ["v"], "size": 1}])
+def test_a_damaged_leaf_in_json(leaf: Any) -> None:
+    data = json.loads(Plan(regions=[region()]).to_json())
+    data["regions"][0]["args"]["x"] = leaf
+    with pytest.raises(PlanError):
+        Plan.from_json(json.dumps(data))
+
+
 def test_an_unknown_leaf_in_json() -> None:
     data = json.loads(Plan(regions=[region()]).to_json())
     data["regions"][0]["args"]["x"]["kind"] = "Stripe"

@@ -16,6 +16,7 @@ from ray_parallel.sequence import (
     CanaryError,
     ChangedModelError,
     Entry,
+    Kind,
     Mesh,
     Plan,
     PlanError,
@@ -158,17 +159,28 @@ def test_parallelize_tries_the_plan_first_and_sets_no_hook_when_it_is_wrong() ->
     assert run_threads(2, rank) == [True, True]
 
 
-def test_the_first_call_can_be_the_trial() -> None:
+def test_the_trial_keeps_whole_what_the_model_will_keep_whole() -> None:
+    def rank(comm: ThreadComm) -> int:
+        model = filled(Video())
+        with parallelize(model, VIDEO, comm, whole=("v",), canary=lambda small: small(**video_inputs())) as parallel:
+            return parallel.mesh.sent_bytes
+
+    assert run_threads(2, rank) == [0, 0]
+
+
+@pytest.mark.parametrize(("ranks", "kind", "ulysses"), [(2, "ulysses", None), (4, "usp", 2)])
+def test_the_first_call_can_be_the_trial(ranks: int, kind: Kind, ulysses: int | None) -> None:
     def rank(comm: ThreadComm) -> tuple[int, int, int]:
         model, inputs = filled(Video()).to(torch.bfloat16), video_inputs()
         lower = {name: value.to(torch.bfloat16) if torch.is_tensor(value) else value for name, value in inputs.items()}
-        with torch.no_grad(), parallelize(model, VIDEO, comm, canary=True) as parallel:
+        options: dict[str, Any] = {"kind": kind, "ulysses": ulysses, "canary": True}
+        with torch.no_grad(), parallelize(model, VIDEO, comm, **options) as parallel:
             first = model(**lower)
-            sent = parallel.mesh.world.traffic.total_bytes
+            sent = parallel.mesh.sent_bytes
             assert torch.equal(model(**lower), first)
-            return sent, parallel.trial_bytes, parallel.mesh.world.traffic.total_bytes - sent
+            return sent, parallel.trial_bytes, parallel.mesh.sent_bytes - sent
 
-    for first, trial, second in run_threads(2, rank):
+    for first, trial, second in run_threads(ranks, rank):
         assert trial > 0
         assert first == trial + second, "the trial is made once, and counted by itself"
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,12 +116,37 @@ def test_a_worker_that_stalls_is_ended_at_the_deadline(group: WorkerGroup, how: 
     require_recovered(group, before, generation)
 
 
-def test_a_call_that_takes_too_long_is_ended(group: WorkerGroup) -> None:
+def test_a_call_that_takes_too_long_is_ended_however_much_it_tells(group: WorkerGroup) -> None:
     before, generation = processes(group), group.generation
+    began = time.monotonic()
     with pytest.raises(DeadlineExceededError, match="did not finish the call within 1 s") as late:
-        group.call("worker_tasks:steps", {"count": 1000, "seconds": 0.1}, call_seconds=1)
+        group.call("worker_tasks:chatter", {"seconds": 60.0}, call_seconds=1)
+    assert time.monotonic() - began < 1 + BOUND_SECONDS
     assert late.value.seconds == 1
     require_recovered(group, before, generation)
+
+
+def test_the_time_of_the_listener_is_not_that_of_a_step(group: WorkerGroup) -> None:
+    seen: list[int] = []
+
+    def slowly(progress: Progress) -> None:
+        seen.append(progress.done)
+        time.sleep(1.5 if progress.done == 1 else 0)
+
+    assert group.call("worker_tasks:steps", {"count": 3, "seconds": 0.01}, on_step=slowly, step_seconds=1)[0] == {
+        "done": 3
+    }
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("deadline", ["call_seconds", "step_seconds"])
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf")])
+def test_a_deadline_that_cannot_be_is_refused(group: WorkerGroup, deadline: str, seconds: float) -> None:
+    before, generation = processes(group), group.generation
+    limits: dict[str, Any] = {deadline: seconds}
+    with pytest.raises(InvalidRequestError, match=f"{deadline} is {seconds}; every deadline is a positive number"):
+        group.call("worker_tasks:whoami", **limits)
+    assert (group.state, group.generation, processes(group)) == ("ready", generation, before)
 
 
 def test_cancelling_a_worker_that_does_not_listen_is_bounded_too(cluster: Cluster) -> None:

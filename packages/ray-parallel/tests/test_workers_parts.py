@@ -146,7 +146,7 @@ def test_the_versions_that_matter_are_compared() -> None:
     assert versions()["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("text", ["", "host", ":1", "host:", "host:x", "host:70000"])
+@pytest.mark.parametrize("text", ["", "host", ":1", "host:", "host:x", "host:70000", "host:²"])
 def test_an_address_has_a_host_and_a_port(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="is no address"):
         split_address(text)
@@ -224,6 +224,12 @@ def test_a_worker_answers_with_records(alone: Worker) -> None:
     failed = run_worker(alone, "worker_tasks:not_plain", {})[-1]
     assert (failed["event"], failed["refused"]) == ("failed", True)
     assert failed["kind"].endswith("InvalidRequestError")
+
+
+def test_a_function_that_leaves_by_exit_is_told_as_a_failure(alone: Worker) -> None:
+    failed = run_worker(alone, "worker_tasks:leave", {"status": 3})[-1]
+    assert (failed["event"], failed["kind"], failed["reason"]) == ("failed", "builtins.SystemExit", "3")
+    assert run_worker(alone, "worker_tasks:steps", {"count": 1})[-1]["event"] == "done"
 
 
 def test_a_cancelled_call_ends_at_its_next_step(alone: Worker) -> None:

@@ -75,6 +75,21 @@ def test_everything_else_is_refused_by_name(value: Any, place: str) -> None:
         require_plain(value, "arguments")
 
 
+@pytest.mark.parametrize("key", ["ray_parallel.tensor", "ray_parallel.tuple"])
+def test_a_mapping_that_would_be_taken_for_something_else_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"it\[0\] has the key 'ray_parallel\..*, which stands for"):
+        encode([{key: [1]}], "it")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"), [(torch.ones(2, device="meta"), "meta"), (torch.eye(2).to_sparse(), "sparse_coo")]
+)
+def test_a_tensor_without_plain_bytes_is_refused(tensor: torch.Tensor, kind: str) -> None:
+    for tensors in (True, False):
+        with pytest.raises(InvalidRequestError, match=rf"it\['t'\] is a tensor .*{kind}.*dense tensors"):
+            encode({"t": tensor}, "it", tensors=tensors)
+
+
 def test_any_mapping_will_do() -> None:
     class Frozen(Mapping[str, int]):
         def __getitem__(self, key: str) -> int:

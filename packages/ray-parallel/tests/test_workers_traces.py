@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_parallel.workers import _folder
 from ray_parallel.workers._folder import ClusterFolder, remove_left_behind
 from ray_parallel.workers._processes import Process, Watcher, descendants, end, process
 
@@ -149,6 +150,26 @@ def test_a_folder_in_use_stays_and_one_left_behind_goes(tmp_path: Path) -> None:
     assert used.path.exists()
     assert (tmp_path / "ray-parallel-of-somebody").exists()
     used.remove()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_a_folder_is_never_there_without_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that starts a cluster at the same moment looks for folders that were left behind."""
+    lock = _folder._try_lock
+    seen: list[list[Path]] = []
+
+    def meanwhile(descriptor: int) -> bool:
+        with monkeypatch.context() as undone:
+            undone.setattr(_folder, "_try_lock", lock)
+            seen.append(remove_left_behind(tmp_path))
+        return lock(descriptor)
+
+    monkeypatch.setattr(_folder, "_try_lock", meanwhile)
+    folder = ClusterFolder(tmp_path)
+    assert seen == [[]]
+    assert folder.path.exists()
+    assert remove_left_behind(tmp_path) == []
+    folder.remove()
 
 
 def test_a_new_folder_takes_away_those_left_behind(tmp_path: Path) -> None:

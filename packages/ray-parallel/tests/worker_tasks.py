@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from typing import Any
 
@@ -21,6 +22,10 @@ def build(context: WorkerContext, *, factor: float = 1.0) -> dict[str, Any]:
 
 def build_slowly(context: WorkerContext, *, seconds: float) -> None:
     time.sleep(seconds if context.rank == 1 else 0)
+
+
+def sleep_long(context: WorkerContext) -> None:
+    time.sleep(600)
 
 
 def build_not(context: WorkerContext) -> None:
@@ -79,6 +84,20 @@ def _misbehave(how: str) -> None:
         time.sleep(600)
     if how == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def chatter(context: WorkerContext, built: Any, *, seconds: float) -> None:
+    """Tells a step every few milliseconds, so that the driver never waits for one."""
+    give_up, done = time.monotonic() + seconds, 0
+    while time.monotonic() < give_up:
+        done += 1
+        context.step(done, 10**6)
+        time.sleep(0.005)
+
+
+def leave(context: WorkerContext, built: Any, *, status: int) -> None:
+    """What a script does that was never meant to be called."""
+    sys.exit(status)
 
 
 def weights_seen(context: WorkerContext, built: Any) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def sample(context: WorkerContext, built: Built, *, loop: str, arguments: Mappin
 
 def _sent_bytes(parallel: Parallel | None) -> int:
     """What this worker has sent for the model, the trial of its plan left out."""
-    return 0 if parallel is None else parallel.mesh.world.traffic.total_bytes - parallel.trial_bytes
+    return 0 if parallel is None else parallel.mesh.sent_bytes - parallel.trial_bytes
 
 
 def _moved(value: Any, device: torch.device) -> Any:

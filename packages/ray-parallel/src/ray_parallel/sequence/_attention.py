@@ -92,7 +92,7 @@ class Mesh:
             raise PlanError(f"kind {kind!r} with ulysses={ulysses}: give the group size with 'usp', and only there")
         if kind != "usp":
             return cls(kind=kind, world=comm, rows=comm if kind == "ulysses" else None, ring=comm)
-        if not ulysses or comm.size % ulysses:
+        if ulysses is None or ulysses < 1 or comm.size % ulysses:
             raise PlanError(f"{comm.size} ranks are no multiple of ulysses={ulysses}; choose a divisor")
         rows = [list(range(start, start + ulysses)) for start in range(0, comm.size, ulysses)]
         columns = [list(range(start, comm.size, ulysses)) for start in range(ulysses)]

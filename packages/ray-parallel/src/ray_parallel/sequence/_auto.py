@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ray_parallel._errors import NotWorthItError
+from ray_parallel._errors import NotWorthItError, PlanError
 from ray_parallel.sequence._attention import Kind
 from ray_parallel.sequence._cost import Link, Workload, busiest_share, calls_of, forward_bytes, joining_bytes
 
@@ -82,13 +82,15 @@ def predict(
         ulysses: neighbours of a group, for kind "usp".
 
     Raises:
-        PlanError: `ulysses` does not go with the kind or the ranks.
+        PlanError: there is not one rank, or `ulysses` does not go with the kind or the ranks.
 
     Examples:
         >>> wan = Workload(tokens=32760, heads=40, head_dim=128, layers=40, forward_seconds=12.0)
         >>> print(predict(wan, Link(), sequence=2))
         1 x 2 ranks (conditions x tokens, ulysses): predicted 1.45x, 16.5 s a step instead of 24 s, ...
     """
+    if min(cfg, sequence) < 1:
+        raise PlanError(f"{cfg} x {sequence} ranks cannot be; there is at least one for the conditions and the tokens")
     forwards = -(-work.conditions // cfg)
     sent, transfer = 0, 0.0
     if sequence > 1:
@@ -115,6 +117,7 @@ def auto(work: Workload, ranks: int, link: Link, *, least_speedup: float = LEAST
     ranks that are left, in the kind with the best prediction.
 
     Raises:
+        PlanError: there is not one rank.
         NotWorthItError: even that is predicted to gain less than `least_speedup`; it holds the prediction.
 
     Examples:
@@ -122,6 +125,8 @@ def auto(work: Workload, ranks: int, link: Link, *, least_speedup: float = LEAST
         >>> [(p.cfg, p.sequence, round(p.speedup, 2)) for p in (auto(wan, ranks, Link()) for ranks in (2, 4))]
         [(2, 1, 2.0), (2, 2, 2.9)]
     """
+    if ranks < 1:
+        raise PlanError(f"{ranks} ranks cannot be; give at least one")
     cfg = max(groups for groups in range(1, min(ranks, work.conditions) + 1) if ranks % groups == 0)
     ways = [
         predict(work, link, cfg=cfg, sequence=ranks // cfg, kind=kind, ulysses=ulysses)

@@ -30,6 +30,7 @@ def canary(
     call: Callable[[nn.Module], Any],
     *,
     kernels: Mapping[str, MaskKernel] | None = None,
+    whole: Collection[str] = (),
     depth: int | None = 2,
     tolerance: float = 1e-4,
 ) -> float:
@@ -44,6 +45,7 @@ def canary(
         call: runs the model it is given, on small fp32 inputs that are the same on all ranks, with more tokens than
             ranks; returns a tensor, or tensors in lists, tuples and dicts.
         kernels: functions for the plan's mask objects.
+        whole: streams that every rank keeps whole.
         depth: how many blocks of each list; None: all, for models that count on their number.
         tolerance: allowed difference, relative to the largest value.
 
@@ -54,7 +56,7 @@ def canary(
         CanaryError: it is larger than `tolerance`, or not a number, on any rank.
         PlanError: the plan does not fit the model.
     """
-    return _compare(_shallow(model, plan, depth), plan, mesh, call, kernels or {}, (), tolerance)
+    return _compare(_shallow(model, plan, depth), plan, mesh, call, kernels or {}, whole, tolerance)
 
 
 def at_first_call(

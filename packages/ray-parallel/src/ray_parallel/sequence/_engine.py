@@ -29,7 +29,7 @@ class Parallel:
     Attributes:
         model: the model.
         plan: its plan.
-        mesh: the ranks; `mesh.world.traffic` tells what was sent.
+        mesh: the ranks; `mesh.sent_bytes` tells how much was sent.
         trial_bytes: what of it the trial at the first call sent.
     """
 
@@ -118,10 +118,10 @@ class Parallel:
         if self._check_ranks:
             preflight(self.mesh.world, self._digest, self.mesh.kind, sorted(self._whole), given)
         if self._trial is not None:
-            before = self.mesh.world.traffic.total_bytes
+            before = self.mesh.sent_bytes
             self._trial(args, kwargs)
             self._trial = None
-            self.trial_bytes = self.mesh.world.traffic.total_bytes - before
+            self.trial_bytes = self.mesh.sent_bytes - before
         forward = Forward()
         if OPTIONS in given or self._signature.takes(OPTIONS):
             options, earlier = prepare(given.get(OPTIONS) or {}, self.plan, self._attend, self._on_whole)

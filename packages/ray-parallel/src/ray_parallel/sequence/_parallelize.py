@@ -84,7 +84,7 @@ def parallelize(
     kernels = kernels or {}
     trial = at_first_call(model, plan, mesh, kernels=kernels, whole=whole) if canary is True else None
     if callable(canary):
-        run_canary(model, plan, mesh, canary, kernels=kernels)
+        run_canary(model, plan, mesh, canary, kernels=kernels, whole=whole)
     return Parallel(model, plan, mesh, kernels=kernels, whole=whole, check_ranks=preflight, trial=trial)
 
 

@@ -296,7 +296,9 @@ class Plan:
                 },
                 inputs={name: _load(spec) for name, spec in data["inputs"].items()},
             )
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except PlanError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is not a plan in JSON ({error!r}); write one with Plan.to_json") from error
 
     def digest(self) -> str:

@@ -77,6 +77,9 @@ class Derived:
             data: dict[str, Any] = json.loads(text)
             if data["format"] != FORMAT:
                 raise PlanError(f"format {data['format']!r} is not {FORMAT!r}; derive the plan again")
+            ranks = tuple(data["tried"]["ranks"])
+            if not ranks or not all(isinstance(count, int) and count > 1 for count in ranks):
+                raise TypeError(f"tried on {ranks} ranks")
             return cls(
                 entry=Entry(
                     model=data["model"],
@@ -84,10 +87,12 @@ class Derived:
                     blocks={name: tuple(names) for name, names in data["blocks"].items()},
                 ),
                 difference=float(data["tried"]["difference"]),
-                ranks=tuple(data["tried"]["ranks"]),
+                ranks=ranks,
                 branches=tuple(data["branches"]),
             )
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except PlanError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is no plan file ({error!r}); derive one") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ._actors import CONTROL, Generation
 from ._errors import CancelledError, DeadlineExceededError
+from ._options import GroupOptions
 from ._plain import Plain, decode
 from ._worker import Record
 
@@ -34,17 +35,13 @@ class Progress:
 class Call:
     """One call while it runs: the records of all workers, and the clocks."""
 
-    def __init__(
-        self, generation: Generation, number: int, *, call_seconds: float, step_seconds: float, cancel_seconds: float
-    ) -> None:
+    def __init__(self, generation: Generation, number: int, limits: GroupOptions) -> None:
         self._generation = generation
         self._number = number
-        self._step_seconds = step_seconds
-        self._cancel_seconds = cancel_seconds
-        self._call_seconds = call_seconds
+        self._limits = limits
         began = time.monotonic()
-        self._call_ends = began + call_seconds
-        self._step_ends = began + step_seconds
+        self._call_ends = began + limits.call_seconds
+        self._step_ends = began + limits.step_seconds
         self._cancel_ends: float | None = None
         self._interruption: BaseException | None = None
 
@@ -70,8 +67,7 @@ class Call:
         ended: dict[int, Record] = {}
         while streams:
             ready, _ = wait(list(streams), num_returns=1, timeout=_POLL_SECONDS)
-            if not ready:
-                self._check_clocks(streams.values())
+            self._check_clocks(streams.values(), silent=not ready)
             for stream in ready:
                 rank = streams[stream]
                 try:
@@ -91,23 +87,23 @@ class Call:
         return self._interruption or [ended[rank]["value"] for rank in sorted(ended)]
 
     def _tell(self, record: Record, on_step: Callable[[Progress], None] | None) -> None:
-        self._step_ends = time.monotonic() + self._step_seconds
-        if on_step is None or self._interruption is not None:
-            return
-        try:
-            on_step(Progress(done=record["done"], of=record["of"], preview=decode(record["preview"])))
-        except Exception as error:  # noqa: BLE001 - raised again when all workers stopped
-            self._interruption = error
-            self._cancel_ends = time.monotonic() + self._cancel_seconds
-            cancel(self._generation, self._number)
+        if on_step is not None and self._interruption is None:
+            try:
+                on_step(Progress(done=record["done"], of=record["of"], preview=decode(record["preview"])))
+            except Exception as error:  # noqa: BLE001 - raised again when all workers stopped
+                self._interruption = error
+                self._cancel_ends = time.monotonic() + self._limits.cancel_seconds
+                cancel(self._generation, self._number)
+        self._step_ends = time.monotonic() + self._limits.step_seconds
 
-    def _check_clocks(self, late: Collection[int]) -> None:
+    def _check_clocks(self, late: Collection[int], *, silent: bool) -> None:
+        """End the call when a deadline passed; that of a step only while nothing is told."""
         now = time.monotonic()
         rank = next(iter(late)) if len(late) == 1 else None
         for ends, what, seconds in (
-            (self._call_ends, "the call", self._call_seconds),
-            (self._step_ends, "a step", self._step_seconds),
-            (self._cancel_ends, "stopping", self._cancel_seconds),
+            (self._call_ends, "the call", self._limits.call_seconds),
+            (self._step_ends if silent else None, "a step", self._limits.step_seconds),
+            (self._cancel_ends, "stopping", self._limits.cancel_seconds),
         ):
             if ends is not None and now > ends:
                 raise DeadlineExceededError(what=what, rank=rank, generation=self._generation.number, seconds=seconds)

@@ -29,9 +29,11 @@ _ENVIRONMENT = {
     # Otherwise Ray copies the working folder to wherever a driver under `uv run` has workers, and builds its
     # environment there a second time; ours run by the Python of the driver.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Otherwise whatever is asked of Ray without a cluster starts another one, which listens to the network.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-_FOR_REMOTE = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ENABLE_UV_RUN_RUNTIME_ENV")
+_FOR_REMOTE = ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_ENABLE_AUTO_CONNECT")
 _LOOPBACKS = ("127.0.0.1", "localhost", "::1")
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 10.0
@@ -126,10 +128,9 @@ def start_cluster(
         ObjectStoreSizeError: the machine has no room for the store, or the weights do not fit into it.
     """
     size = store_bytes(shared_bytes, ray_object_store_gb, shm_bytes=shm_free_bytes(), memory_bytes=memory_free_bytes())
-    environment = dict(os.environ)
-    # Whoever is logged in here could otherwise run code in the workers; taken back when the cluster is closed.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    with _ray_environment():
+    with _restored_on_failure() as environment, _ray_environment():
+        # Whoever is logged in here could otherwise run code in the workers; taken back when the cluster is closed.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         ray = _import_ray()
         folder = ClusterFolder()
         try:
@@ -152,12 +153,13 @@ def start_cluster(
                     f"{LOOPBACK}; start the cluster before anything else imports ray, or set "
                     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process"
                 )
+            return Cluster(ray, room=StoreRoom(size), folder=folder, environment=environment)
         except BaseException:
+            started = _servers(folder)
             ray.shutdown()
-            _restore_environment(environment)
+            end(started, patience_seconds=_END_SECONDS)
             folder.remove()
             raise
-    return Cluster(ray, room=StoreRoom(size), folder=folder, environment=environment)
 
 
 def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
@@ -171,12 +173,11 @@ def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
     Raises:
         ClusterError: nobody answers there, or this process is connected to another cluster.
     """
-    environment = dict(os.environ)
     current = address == "current"
     host = "" if current else _require_answer(address)
-    if not current and _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    with _ray_environment(_ENVIRONMENT if host in _LOOPBACKS else _FOR_REMOTE):
+    with _restored_on_failure() as environment, _ray_environment(_ENVIRONMENT if host in _LOOPBACKS else _FOR_REMOTE):
+        if not current and _has_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         ray = _import_ray(connected=current)
         if not current:
             _init(ray, address=address, namespace=namespace)
@@ -224,6 +225,17 @@ def _import_ray(*, connected: bool = False) -> ModuleType:
             'groups, close it first, or use it by connect_cluster("current")'
         )
     return ray
+
+
+@contextmanager
+def _restored_on_failure() -> Iterator[Mapping[str, str]]:
+    """The environment as it is now; taken back when a cluster is not reached, else left to the cluster's end."""
+    environment = dict(os.environ)
+    try:
+        yield environment
+    except BaseException:
+        _restore_environment(environment)
+        raise
 
 
 @contextmanager

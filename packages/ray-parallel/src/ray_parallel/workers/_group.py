@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from ._actors import Generation
@@ -40,14 +41,19 @@ class WorkerGroup:
     def __init__(self, cluster: Cluster, recipe: Recipe | None = None, options: GroupOptions | None = None) -> None:
         self.options = options or GroupOptions()
         self.recipe = recipe or Recipe()
-        self.state: State = "new"
         self.generation = 0
+        self._state: State = "new"
         self._cluster = cluster
         self._current: Generation | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._calls = 0
         self._running: int | None = None
+
+    @property
+    def state(self) -> State:
+        """See above."""
+        return "closed" if self._closed else self._state
 
     def start(self) -> None:
         """Start the workers now rather than at the first call; does nothing when they are ready.
@@ -88,30 +94,25 @@ class WorkerGroup:
             DeadlineExceededError: a deadline passed.
             CancelledError: `cancel` was called; the group stays ready.
             GroupStateError: the group is closed, or busy with the call of another thread.
+            InvalidRequestError: the function is no name, an argument is not plain data, or a deadline makes no sense.
         """
         require_name(function, "function")
         encoded = encode(arguments or {}, "the arguments")
+        limits = replace(
+            self.options,
+            call_seconds=self.options.call_seconds if call_seconds is None else call_seconds,
+            step_seconds=self.options.step_seconds if step_seconds is None else step_seconds,
+        )
         with self._exclusive("call"):
             generation = self._ready()
             self._calls += 1
-            self._running, self.state = self._calls, "busy"
+            self._running, self._state = self._calls, "busy"
             try:
-                running = Call(
-                    generation,
-                    self._running,
-                    call_seconds=call_seconds or self.options.call_seconds,
-                    step_seconds=step_seconds or self.options.step_seconds,
-                    cancel_seconds=self.options.cancel_seconds,
-                )
-                results = running.finish(function, encoded, on_step)
-            except BaseException:
-                if self._closed:
-                    raise GroupStateError("closed", "it was closed while a call was running") from None
-                self._break()
-                raise
+                with self._whole("a call was running"):
+                    results = Call(generation, self._running, limits).finish(function, encoded, on_step)
             finally:
                 self._running = None
-            self.state = "ready"
+            self._state = "ready"
         if isinstance(results, BaseException):
             raise results
         return [decode(result) for result in results]
@@ -140,14 +141,11 @@ class WorkerGroup:
             raise WeightsError("the group", "has no shared weights", "give its recipe some")
         with self._exclusive("measure"):
             generation = self._ready()
-            try:
+            with self._whole("it measured its memory"):
                 generation.renew(self.options.start_seconds)
                 # Twice: only when all workers have touched every page does the kernel count them for all.
                 generation.ask("measure its memory", "share")
                 answers = generation.ask("measure its memory", "share")
-            except BaseException:
-                self._break()
-                raise
         shares = tuple(Share(**answer) for answer in answers if answer is not None)
         return SharingReport(mode=weights.mode, weights_bytes=weights.size_bytes, shares=shares)
 
@@ -165,10 +163,7 @@ class WorkerGroup:
     def close(self) -> None:
         """End all workers for good, also those of a running call; a second call does nothing."""
         self._closed = True
-        self.state = "closed"
-        generation, self._current = self._current, None
-        if generation is not None and not self._cluster.is_closed:
-            generation.stop()
+        self._break()
 
     def __enter__(self) -> WorkerGroup:
         return self
@@ -185,25 +180,39 @@ class WorkerGroup:
         finally:
             self._lock.release()
 
+    @contextmanager
+    def _whole(self, doing: str) -> Iterator[None]:
+        """Break the group when anything goes wrong; what closing it in the middle causes is told as that."""
+        try:
+            yield
+        except BaseException as error:
+            self._break()
+            if not self._is_closed or not isinstance(error, Exception):
+                raise
+        if self._is_closed:
+            self._break()
+            raise GroupStateError("closed", f"it was closed while {doing}")
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._closed or self._cluster.is_closed
+
     def _ready(self) -> Generation:
         """The workers, started if there are none."""
-        if self._closed or self._cluster.is_closed:
+        if self._is_closed:
             raise GroupStateError("closed", "make a new one, on a cluster that is running")
         if self._current is not None:
             return self._current
-        self.state = "starting"
+        self._state = "starting"
         self.generation += 1
-        try:
-            self._current = Generation(self._cluster, self.options, self.generation)
-            self._current.start(self.recipe)
-        except BaseException:
-            self._break()
-            raise
-        self.state = "ready"
-        return self._current
+        with self._whole("it was starting"):
+            generation = self._current = Generation(self._cluster, self.options, self.generation)
+            generation.start(self.recipe)
+        self._state = "ready"
+        return generation
 
     def _break(self) -> None:
-        self.state = "closed" if self._closed else "broken"
+        self._state = "broken"
         generation, self._current = self._current, None
-        if generation is not None:
+        if generation is not None and not self._cluster.is_closed:
             generation.stop()

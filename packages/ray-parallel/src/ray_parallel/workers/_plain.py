@@ -46,11 +46,20 @@ def encode(value: Plain, where: str, *, tensors: bool = True) -> Plain:
     if type(value) in _SCALARS:
         return value
     if type(value) is torch.Tensor or type(value) is torch.nn.Parameter:
+        if value.layout != torch.strided or value.is_meta:
+            raise InvalidRequestError(
+                f"{where} is a tensor without plain bytes ({value.layout}, {value.device}); "
+                "only dense tensors with memory travel"
+            )
         return _encode_tensor(value) if tensors else value
     if type(value) in (list, tuple):
         items = [encode(item, f"{where}[{index}]", tensors=tensors) for index, item in enumerate(value)]
         return items if isinstance(value, list) else {_TUPLE: items}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        if reserved := [key for key in (_TENSOR, _TUPLE) if key in value]:
+            raise InvalidRequestError(
+                f"{where} has the key {reserved[0]!r}, which stands for something else on the way; use another name"
+            )
         return {key: encode(item, f"{where}[{key!r}]", tensors=tensors) for key, item in value.items()}
     raise InvalidRequestError(
         f"{where} is a {type(value).__name__}, but only plain data and tensors travel to workers; "

@@ -21,7 +21,7 @@ def split_address(address: str) -> tuple[str, int]:
     ('127.0.0.1', 29500)
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
+    if not separator or not host or not port.isdecimal() or int(port) > 65535:
         raise InvalidRequestError(f'{address!r} is no address; write "host:port"')
     return host.strip("[]"), int(port)
 

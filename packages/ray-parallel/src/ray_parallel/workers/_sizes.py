@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -14,6 +15,9 @@ MIB = 1 << 20
 GIB = 1 << 30
 SMALLEST_STORE_BYTES = 80 * MIB
 """Ray starts no smaller store; without weights in it, it holds commands and latents."""
+
+FILLED_SHARE = 0.95
+"""Of a store that can be filled: its allocator loses some room to alignment and gaps."""
 
 _WORKING_BYTES = 128 * MIB
 """Room for commands, progress and latents beside the weights."""
@@ -33,18 +37,18 @@ def store_bytes(shared_bytes: int, requested_gib: float, *, shm_bytes: int, memo
 
     Raises:
         ObjectStoreSizeError: the weights do not fit into what was asked for, or the machine has no such room.
-        InvalidRequestError: the request is negative.
+        InvalidRequestError: the request is negative or no number.
 
-    >>> store_bytes(2 << 30, 0.0, shm_bytes=8 << 30, memory_bytes=8 << 30) / 2**20
-    2176.0
+    >>> round(store_bytes(2 << 30, 0.0, shm_bytes=8 << 30, memory_bytes=8 << 30) / 2**30, 2)
+    2.23
     >>> store_bytes(2 << 30, 1.0, shm_bytes=8 << 30, memory_bytes=8 << 30)
     Traceback (most recent call last):
-    ray_parallel.workers._errors.ObjectStoreSizeError: the weights in the object store need 2.12 GiB but ...
+    ray_parallel.workers._errors.ObjectStoreSizeError: the weights in the object store need 2.23 GiB but ...
     """
-    if not requested_gib >= 0:
+    if not 0 <= requested_gib < math.inf:
         raise InvalidRequestError(f"ray_object_store_gb is {requested_gib}; give GiB, or 0 to compute what is needed")
-    needed = shared_bytes + _WORKING_BYTES if shared_bytes else SMALLEST_STORE_BYTES
-    size = int(requested_gib * GIB) or needed
+    needed = math.ceil(shared_bytes / FILLED_SHARE) + _WORKING_BYTES if shared_bytes else SMALLEST_STORE_BYTES
+    size = int(requested_gib * GIB) if requested_gib else needed
     if size < needed:
         raise ObjectStoreSizeError(
             what="the weights in the object store" if shared_bytes else "commands and latents in the object store",

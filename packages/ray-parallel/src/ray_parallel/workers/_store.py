@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from ._files import FileStamp, map_file
 from ._layout import TensorSlot, WeightsLayout
 from ._plain import Plain, tensor_bytes
 from ._protect import protect
+from ._sizes import FILLED_SHARE
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 Bytes: TypeAlias = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 _CHUNK_BYTES = 256 << 20
-_FREE_SHARE = 0.95
-"""Of a store that can be filled: its allocator loses some room to alignment and gaps."""
 
 
 class StoreRoom:
@@ -43,7 +43,7 @@ class StoreRoom:
         Raises:
             ObjectStoreSizeError: there is not enough.
         """
-        room = int(_FREE_SHARE * self.capacity_bytes) - self.taken_bytes
+        room = int(FILLED_SHARE * self.capacity_bytes) - self.taken_bytes
         if size_bytes > room:
             raise ObjectStoreSizeError(
                 what="the weights",
@@ -81,12 +81,13 @@ def describe_tensors(
                 f"is a {type(tensor).__name__} ({tensor.layout}, {tensor.device}), which has no plain bytes",
                 "hand over dense tensors; of packed ones the bytes as uint8, with a note that says how to read them",
             )
+        as_it_lies = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
         memory = (tensor.data_ptr(), tensor.nbytes, tensor.device)
-        part = known.get(memory) if tensor.is_contiguous() and tensor.nbytes else None
+        part = known.get(memory) if as_it_lies and tensor.nbytes else None
         if part is None:
             part = len(parts)
             parts.append(tensor_bytes(tensor))
-            if tensor.is_contiguous():
+            if as_it_lies:
                 known[memory] = part
         slots.append(
             TensorSlot(
@@ -109,9 +110,11 @@ def put_parts(parts: list[torch.Tensor]) -> list[ObjectRef[list[Bytes]]]:
 
     The process that calls this owns the objects, so that a worker that dies loses nothing. An object begins and ends
     with a page that belongs to no part, so that all pages of its parts can be protected.
-    """
-    import ray
 
+    Raises:
+        WeightsError: this process is connected to no cluster.
+    """
+    ray = _connected()
     refs: list[ObjectRef[list[Bytes]]] = []
     parts.reverse()
     while parts:
@@ -126,10 +129,9 @@ def put_files(files: Sequence[FileStamp]) -> list[ObjectRef[list[Bytes]]]:
     """Copy whole files into the store, one object each.
 
     Raises:
-        WeightsError: a file is not what its stamp says.
+        WeightsError: a file is not what its stamp says, or this process is connected to no cluster.
     """
-    import ray
-
+    ray = _connected()
     return [ray.put([_page(), np.frombuffer(map_file(file), dtype=np.uint8), _page()]) for file in files]
 
 
@@ -144,9 +146,9 @@ def get_parts(refs: Sequence[ObjectRef[list[Bytes]]], *, protected: bool) -> tup
         The parts, and how many bytes are protected.
 
     Raises:
-        WeightsError: their owner is gone.
+        WeightsError: their owner is gone, or this process is connected to no cluster.
     """
-    import ray
+    ray = _connected()
     from ray.exceptions import ObjectLostError
 
     try:
@@ -157,6 +159,19 @@ def get_parts(refs: Sequence[ObjectRef[list[Bytes]]], *, protected: bool) -> tup
         ) from error
     protected_bytes = sum(map(protect, chunks)) if protected else 0
     return [*itertools.chain.from_iterable(chunk[1:-1] for chunk in chunks)], protected_bytes
+
+
+def _connected() -> ModuleType:
+    """Ray, which without a cluster would start one of its own that listens to the network."""
+    import ray
+
+    if not ray.is_initialized():
+        raise WeightsError(
+            "the shared weights",
+            "have no cluster whose store holds them",
+            "start or connect one, and share while it runs",
+        )
+    return ray
 
 
 def _page() -> Bytes:

@@ -86,7 +86,7 @@ class Worker:
             record: Record = {"event": "done", "value": encode(result, f"the result of {function}")}
         except StoppedAtStep as stopped:
             record = {"event": "cancelled", "step": stopped.step}
-        except Exception as error:  # noqa: BLE001 - told to the driver, which raises it there
+        except BaseException as error:  # noqa: BLE001 - sys.exit included: the driver waits until it is told something
             record = _failure(error)
         self._cancelled.discard(call)
         emit(record)
@@ -143,7 +143,7 @@ class Worker:
         return None if share is None else {name: getattr(share, name) for name in share.__slots__}
 
 
-def _failure(error: Exception) -> Record:
+def _failure(error: BaseException) -> Record:
     kind = type(error)
     return {
         "event": "failed",
