@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 import alloc_spec
+from block_discovery import discover_names
 from comfy_nodes.cli import main
 from comfy_nodes.cli._exit import ExitCode
+from device_placement import Device, Hardware, Link, plan
 
 GIB = 1 << 30
 MACHINE = ["--device", "cuda:0=24gb", "--device", "cpu=64gb"]
@@ -30,8 +34,36 @@ def test_a_model_size_and_devices_give_bytes(capsys: pytest.CaptureFixture[str])
         },
         compute_device="cuda:0",
     )
-    assert out.endswith("\n\n" + budget.explain() + "\n")
+    slots = "slots for streaming to cuda:0 come on top; torchspan plan counts them, from a model's file\n"
+    assert out.endswith(f"\n\n{budget.explain()}\n{slots}")
     assert "2.5 GiB" in out
+
+
+def test_a_model_that_stays_where_it_computes_streams_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "cuda:0,*", "--model-size", "10gb", *MACHINE]) == ExitCode.OK
+    assert "slots" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "asked", ["cuda:0,20gb;cpu,*", "cuda:0,*;cpu,1gb", "#cuda:0;1;cpu", "cuda:0,90%;cpu,10%", "cuda:0,0.9;cpu,1mb"]
+)
+def test_what_it_advises_can_be_planned_with_slots(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It does not know the slots; so it leaves the device that computes to the planner."""
+    devices = ["--device", "cuda:0=16gb", "--device", "cpu=64gb"]
+    assert main(["explain", asked, "--model-size", "20gb", *devices]) == ExitCode.REFUSED
+    advised = re.findall(r'this would fit: "(.+)"', capsys.readouterr().err)
+    assert len(advised) == 1
+    tree = discover_names({f"blocks.{i}.{j}.weight": ((1 << 27,), "bfloat16") for i in range(40) for j in range(2)})
+    assert tree.size_bytes == 20 * GIB
+    hardware = Hardware(
+        compute="cuda:0",
+        devices=(
+            Device(name="cuda:0", total_bytes=16 * GIB, free_bytes=16 * GIB),
+            Device(name="cpu", total_bytes=64 * GIB, free_bytes=64 * GIB),
+        ),
+        links=(Link(source="cpu", target="cuda:0", gb_per_second=12.0),),
+    )
+    assert plan(tree, advised[0], hardware).compute_peak_bytes <= 16 * GIB
 
 
 def test_free_memory_is_what_counts(capsys: pytest.CaptureFixture[str]) -> None:

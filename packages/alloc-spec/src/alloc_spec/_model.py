@@ -162,7 +162,8 @@ def _twice(index: int, entry: Entry, *, computes: bool) -> Conflict:
         return Conflict(index, "device", f"{entry.device} is named twice", "add its amounts up into one entry")
     if computes:
         message = f"{entry.device} computes and cannot be its own donor"
-        return Conflict(index, "device", message, "choose another donor, for example cpu")
+        example = "cuda:0" if entry.device == "cpu" else "cpu"
+        return Conflict(index, "device", message, f"choose another donor, for example {example}")
     return Conflict(index, "device", f"the donor {entry.device} is named twice", "name each donor once")
 
 

@@ -63,7 +63,7 @@ def resolve(
     except NoSpaceError as found:
         error = found
     remedy = find_remedy(
-        spec, error, model_bytes, machine, lambda changed: settle(changed, model_bytes, machine, compute)
+        spec, error, model_bytes, machine, compute, lambda changed: settle(changed, model_bytes, machine, compute)
     )
     raise error.with_suggestion(remedy)
 

@@ -1,4 +1,4 @@
-"""Check what an error advises: only an allocation that can be planned, slots included, is offered."""
+"""What an error advises: an allocation is offered only after it was planned, slots included."""
 
 from __future__ import annotations
 
@@ -7,67 +7,68 @@ from dataclasses import replace
 from typing import NoReturn
 
 import alloc_spec
-from alloc_spec import AllocationSpec, AllocResolveError, Auto, Free, NoSpaceError, Rest
+from alloc_spec import AllocationSpec, AllocResolveError, Auto, Budget, Entry, NoSpaceError, Rest
 from device_placement._errors import BudgetTooSmallError
 from device_placement._hardware import Hardware
 
 
-def raise_advised(error: NoSpaceError, hardware: Hardware, attempt: Callable[[AllocationSpec], object]) -> NoReturn:
-    """Raise an error again, with an allocation that fits if there is one.
-
-    The allocation language counts the bytes of the model alone; what it suggests may leave no room for the slots.
+def raise_advised(
+    error: NoSpaceError | BudgetTooSmallError,
+    asked: AllocationSpec | Budget,
+    hardware: Hardware,
+    attempt: Callable[[AllocationSpec], object],
+) -> NoReturn:
+    """Raise an error again, with an allocation that can be planned if there is one.
 
     Args:
-        error: what the allocation language found, with its own suggestion.
+        error: why what was asked cannot be planned. The allocation language counts the bytes of the model alone; what
+            it suggests may leave no room for the slots.
+        asked: the allocation.
         hardware: the compute device and the donors.
         attempt: plans an allocation, or raises AllocResolveError or BudgetTooSmallError.
 
     Raises:
         NoSpaceError: the same with a suggestion that can be planned, or with none.
-        BudgetTooSmallError: not even the least that can be resident fits beside the slots.
+        BudgetTooSmallError: the same with a suggestion if there is one; or not even the least that can be resident
+            fits beside the slots.
     """
-    if error.suggestion is None:
-        raise error
-    suggested = alloc_spec.parse(error.suggestion)
-    for spec in (suggested, _softened(suggested, hardware.compute)):
-        if _refusal(spec, attempt) is None:
+    if isinstance(error, NoSpaceError):
+        if error.suggestion is None:
+            raise error
+        asked = alloc_spec.parse(error.suggestion)
+    crowded: BudgetTooSmallError | None = None
+    for spec in (*_nearest(asked, hardware.compute), *_least(asked, hardware)):
+        try:
+            attempt(spec)
+        except BudgetTooSmallError as refusal:
+            crowded = refusal if refusal.device == hardware.compute else crowded
+        except AllocResolveError:
+            continue
+        else:
             raise error.with_suggestion(str(spec)) from None
-    for spec in _least(suggested, hardware):
-        refusal = _refusal(spec, attempt)
-        if refusal is None:
-            raise error.with_suggestion(str(spec)) from None
-        if isinstance(refusal, BudgetTooSmallError) and refusal.device == hardware.compute:
-            raise refusal from error
+    if isinstance(error, BudgetTooSmallError):
+        raise error from None
+    if crowded is not None:
+        raise crowded from error
     raise error.with_suggestion(None) from None
 
 
-def _refusal(
-    spec: AllocationSpec, attempt: Callable[[AllocationSpec], object]
-) -> AllocResolveError | BudgetTooSmallError | None:
-    try:
-        attempt(spec)
-    except (AllocResolveError, BudgetTooSmallError) as refusal:
-        return refusal
-    return None
+def _nearest(asked: AllocationSpec | Budget, compute: str) -> Iterator[AllocationSpec]:
+    """What was asked, and the same with the planner to decide about the compute device."""
+    if isinstance(asked, Budget):
+        return
+    yield asked
+    if asked.rest_device not in (None, compute):
+        entries = (replace(entry, amount=Auto()) if entry.device == compute else entry for entry in asked.entries)
+        yield AllocationSpec(entries=tuple(entries), compute_device=asked.compute_device)
 
 
-def _softened(spec: AllocationSpec, compute: str) -> AllocationSpec:
-    """The planner decides where all free memory of the compute device was to be filled."""
-    entries = tuple(
-        replace(entry, amount=Auto()) if entry.device == compute and isinstance(entry.amount, Free) else entry
-        for entry in spec.entries
-    )
-    return AllocationSpec(entries=entries, compute_device=spec.compute_device)
-
-
-def _least(spec: AllocationSpec, hardware: Hardware) -> Iterator[AllocationSpec]:
+def _least(asked: AllocationSpec | Budget, hardware: Hardware) -> Iterator[AllocationSpec]:
     """What leaves the planner every freedom: one donor takes whatever the compute device cannot."""
-    named = [name for name in spec.devices if name != hardware.compute]
-    others = [device.name for device in hardware.devices if device.name not in (hardware.compute, *named)]
-    for donor in (*named, *others):
-        yield AllocationSpec(
-            entries=(
-                alloc_spec.Entry(device=hardware.compute, amount=Auto()),
-                alloc_spec.Entry(device=donor, amount=Rest()),
+    named = asked.order if isinstance(asked, Budget) else asked.devices
+    others = sorted((device.name for device in hardware.devices), key=lambda name: name != "cpu")
+    for donor in dict.fromkeys((*named, *others)):
+        if donor != hardware.compute:
+            yield AllocationSpec(
+                entries=(Entry(device=hardware.compute, amount=Auto()), Entry(device=donor, amount=Rest()))
             )
-        )

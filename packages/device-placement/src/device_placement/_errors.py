@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 class PlacementError(Exception):
-    """Root of every error that this package raises."""
+    """Root of every error that this package raises. All of them can be pickled, data included."""
+
+    def __reduce__(self) -> tuple[Callable[..., PlacementError], tuple[object, ...]]:
+        """What pickle and copy make of it: the message alone would not tell the arguments it was made of."""
+        return _rebuilt, (type(self), self.args, vars(self))
+
+
+def _rebuilt(kind: type[PlacementError], args: tuple[object, ...], data: Mapping[str, Any]) -> PlacementError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(data)
+    return error
 
 
 class InvalidHardwareError(PlacementError, ValueError):
@@ -62,19 +73,35 @@ class BudgetTooSmallError(PlacementError):
         what: what does not fit, in words.
         needed_bytes: bytes that must be there.
         available_bytes: bytes that may be used there.
-        remedy: what would fit.
+        remedy: what would help.
+        suggestion: an allocation that can be planned on the same machine, or None.
     """
 
-    def __init__(self, *, device: str, what: str, needed_bytes: int, available_bytes: int, remedy: str) -> None:
+    def __init__(
+        self,
+        *,
+        device: str,
+        what: str,
+        needed_bytes: int,
+        available_bytes: int,
+        remedy: str,
+        suggestion: str | None = None,
+    ) -> None:
         self.device = device
         self.what = what
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
         self.remedy = remedy
+        self.suggestion = suggestion
+        fitting = "" if suggestion is None else f'\nthis would fit: "{suggestion}"'
         super().__init__(
             f"{what} need {needed_bytes} bytes on {device} but {available_bytes} bytes may be used there: "
-            f"{self.missing_bytes} bytes are missing; {remedy}"
+            f"{self.missing_bytes} bytes are missing; {remedy}{fitting}"
         )
+
+    def with_suggestion(self, suggestion: str) -> BudgetTooSmallError:
+        """A copy that names an allocation which fits."""
+        return BudgetTooSmallError(**(vars(self) | {"suggestion": suggestion}))
 
     @property
     def missing_bytes(self) -> int:

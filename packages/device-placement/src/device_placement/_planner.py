@@ -18,6 +18,9 @@ GIB = 1 << 30
 FIT_STEPS = 12
 """The most that fits is searched to 1/4096 of what is to be decided: some MiB of a large model."""
 
+COARSE_STEPS = 32
+"""Amounts that are tried where the least resident does not fit."""
+
 
 def plan(
     tree: BlockTree,
@@ -38,8 +41,7 @@ def plan(
     The amount of the compute device is for the model alone: the streaming slots come on top, out of what is free
     there less the reserve, and an amount that leaves them no room is an error. Where the amount of the compute
     device is ``auto``, the plan keeps as much resident as fits beside the slots. An amount of 0 (``"cpu,*"``) means
-    as little as
-    possible: the rest stays nevertheless, and a warning says so.
+    as little as possible: the rest stays nevertheless, and a warning says so.
 
     Args:
         tree: units of the model.
@@ -55,7 +57,8 @@ def plan(
             the same, and single layers beside blocks little.
 
     Raises:
-        BudgetTooSmallError: the rest and the slots do not fit; says how many bytes are missing and what would fit.
+        BudgetTooSmallError: the rest and the slots do not fit, or a donor is too small; says how many bytes are
+            missing and what would fit.
         InvalidPlanError: the budget is for another model or compute device, or an argument is out of range.
         UnknownDeviceError: the budget names a device that `hardware` does not have.
         alloc_spec.AllocSpecError: the text is no allocation, or cannot be resolved on this hardware; an allocation
@@ -64,14 +67,15 @@ def plan(
     if slots < 1:
         raise InvalidPlanError(f"{slots} slots cannot receive anything; use 1 or more (2 overlap copy and compute)")
 
-    def attempt(allocation: Budget | AllocationSpec | str) -> PlacementPlan:
+    def attempt(allocation: Budget | AllocationSpec) -> PlacementPlan:
         resolved = _resolved(tree, allocation, hardware)
         return _planned(tree, resolved, hardware, policy=policy, slots=slots, unit_seconds=unit_seconds)
 
+    asked = alloc_spec.parse(budget) if isinstance(budget, str) else budget
     try:
-        return attempt(budget)
-    except NoSpaceError as error:
-        raise_advised(error, hardware, attempt)
+        return attempt(asked)
+    except (NoSpaceError, BudgetTooSmallError) as error:
+        raise_advised(error, asked, hardware, attempt)
 
 
 def _planned(
@@ -138,12 +142,14 @@ class _Trial:
         )
 
     def largest_fitting(self) -> PlacementPlan:
-        """The plan with the most resident bytes that fits; with as few as possible where none does."""
+        """The plan with the most resident bytes that fits; the one that needs least in all where none does."""
         low, high = self.request.rest_bytes, self.request.resident_bytes
         best = self.plan(high)
         if self._fits(best):
             return best
         best = self.plan(low)
+        if not self._fits(best):
+            low, high, best = self._somewhere_between(low, high)
         tolerance = (high - low) >> FIT_STEPS
         while high - low > max(1, tolerance):
             middle = (low + high) // 2
@@ -154,19 +160,30 @@ class _Trial:
                 high = middle
         return best
 
+    def _somewhere_between(self, low: int, high: int) -> tuple[int, int, PlacementPlan]:
+        """The largest of some amounts that fits and the next larger one: to stream more may take larger slots.
+
+        Where none fits, there is nothing left to search: both amounts are that of the plan that needs least.
+        """
+        amounts = [low + (high - low) * step // COARSE_STEPS for step in range(COARSE_STEPS + 1)]
+        proposals = [self.plan(amount) for amount in amounts]
+        for index in reversed(range(COARSE_STEPS)):
+            if self._fits(proposals[index]):
+                return amounts[index], amounts[index + 1], proposals[index]
+        return low, low, min(proposals, key=lambda proposal: proposal.compute_peak_bytes)
+
     def _fits(self, proposal: PlacementPlan) -> bool:
         return proposal.compute_peak_bytes <= self.request.usable_bytes
 
 
-def _resolved(tree: BlockTree, budget: Budget | AllocationSpec | str, hardware: Hardware) -> Budget:
-    if isinstance(budget, Budget):
-        return budget
-    spec = alloc_spec.parse(budget) if isinstance(budget, str) else budget
+def _resolved(tree: BlockTree, asked: Budget | AllocationSpec, hardware: Hardware) -> Budget:
+    if isinstance(asked, Budget):
+        return asked
     memory = {
         device.name: DeviceMemory(total=device.total_bytes, free=device.free_bytes, reserve=device.reserve_bytes)
         for device in hardware.devices
     }
-    return alloc_spec.resolve(spec, model_bytes=tree.size_bytes, devices=memory, compute_device=hardware.compute)
+    return alloc_spec.resolve(asked, model_bytes=tree.size_bytes, devices=memory, compute_device=hardware.compute)
 
 
 def _request(tree: BlockTree, budget: Budget, hardware: Hardware) -> _Request:
@@ -275,12 +292,12 @@ def _check_compute(chosen: PlacementPlan, trial: _Trial, hardware: Hardware) -> 
     if fitting.compute_peak_bytes <= usable:
         most = fitting.bytes_on(compute)
         remedy = (
-            f"keep at most {most} bytes ({_gib(most)}) of the model there, for example '{compute},auto', "
+            f"keep at most {most} bytes ({_gib(most)}) of the model there, "
             f"so that {chosen.size_bytes - most} bytes ({_gib(chosen.size_bytes - most, up=True)}) are on donors"
         )
     else:
         remedy = (
-            f"even the least that can be resident needs {fitting.compute_peak_bytes} bytes with its slots: "
+            f"no amount fits there; the one that takes least needs {fitting.compute_peak_bytes} bytes, slots included: "
             f"free memory on {compute}, lower its reserve or use fewer slots"
         )
     slots = f" and {chosen.slots} slots of {chosen.slot_bytes} bytes" if chosen.slot_bytes else ""

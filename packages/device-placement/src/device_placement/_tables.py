@@ -127,6 +127,8 @@ def _assignment(plan: PlacementPlan, unit: Unit) -> list[list[str]]:
 def _prediction(plan: PlacementPlan, estimate: Estimate, unit: Unit) -> str:
     busy = seconds_text(estimate.transfer_seconds)
     sent = f"{unit.of(plan.streamed_bytes)} {unit.name} sent a pass, {busy} on the busiest link"
+    if estimate.seconds is None and not estimate.transfer_seconds:
+        return "predicted: no slowdown, since a steady pass sends nothing"
     if estimate.seconds is None:
         return f"predicted: {sent}; the compute time is not known"
     slower = f" ({estimate.slowdown:.2f} x all resident)" if estimate.slowdown else ""

@@ -49,9 +49,11 @@ def size_text(size_bytes: int) -> str:
 def seconds_text(seconds: float) -> str:
     """A duration with its unit, three digits.
 
-    >>> seconds_text(2.1449), seconds_text(0.6), seconds_text(0.0000421), seconds_text(111.3), seconds_text(0)
-    ('2.14 s', '600 ms', '42.1 us', '111 s', '0 s')
+    >>> seconds_text(2.1449), seconds_text(0.6), seconds_text(0.0000421), seconds_text(1113.4), seconds_text(0)
+    ('2.14 s', '600 ms', '42.1 us', '1113 s', '0 s')
     """
+    if seconds >= 1000:
+        return f"{seconds:.0f} s"
     for name, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale:
             return f"{seconds / scale:.3g} {name}"

@@ -6,9 +6,9 @@ import argparse
 
 import alloc_spec
 from alloc_spec import AllocResolveError, AllocSpecError
-from comfy_nodes.cli._arguments import DeviceArgument
+from comfy_nodes.cli._arguments import DeviceArgument, is_auto
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
-from comfy_nodes.cli._machine import choose_compute, memory_of
+from comfy_nodes.cli._machine import choose_compute, memory_of, suggests_devices
 
 
 def run(options: argparse.Namespace) -> ExitCode:
@@ -24,6 +24,12 @@ def run(options: argparse.Namespace) -> ExitCode:
             "--device and --compute matter only for a model of known size; add --model-size, for example 11.8gb",
             exit_code=ExitCode.USAGE,
         )
+    if is_auto(options.spec):
+        raise CommandError(
+            '"auto" leaves the choice to Torchspan, and what it comes to depends on the model: `torchspan plan FILE` '
+            'shows it; what fits on one device and the rest elsewhere is "cuda:0,auto;cpu,*"',
+            exit_code=ExitCode.USAGE,
+        )
     with exits_with(ExitCode.USAGE, AllocSpecError):
         spec = alloc_spec.parse(options.spec)
     print(alloc_spec.explain(spec))
@@ -31,8 +37,14 @@ def run(options: argparse.Namespace) -> ExitCode:
         memory = memory_of(devices)
         compute = choose_compute(options.compute, spec, tuple(memory))
         # Both are AllocSpecErrors: what the devices refuse is told apart from what cannot be read.
-        with exits_with(ExitCode.USAGE, AllocSpecError), exits_with(ExitCode.REFUSED, AllocResolveError):
+        with (
+            exits_with(ExitCode.USAGE, AllocSpecError),
+            exits_with(ExitCode.REFUSED, AllocResolveError),
+            suggests_devices(devices),
+        ):
             budget = alloc_spec.resolve(spec, model_bytes=model_bytes, devices=memory, compute_device=compute)
         print()
         print(budget.explain())
+        if compute is not None and budget.bytes_for(compute) < model_bytes:
+            print(f"slots for streaming to {compute} come on top; torchspan plan counts them, from a model's file")
     return ExitCode.OK
