@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nodes_golden import WORKFLOWS
 from nodes_testing import DEVICES, sent_by_editor
 
 from comfy_nodes.nodes._opened import reopen, reopen_node
 from comfy_nodes.nodes._rewrite import declared_name, rewrite_prompt
 from comfy_nodes.nodes._table import TABLE
 
-WORKFLOWS = sorted((Path(__file__).parent / "data" / "workflows").glob("*.json"))
-UI = [path for path in WORKFLOWS if path.stem.endswith("-ui")]
+UI = sorted(WORKFLOWS.glob("*-ui.json"))
+API = sorted(WORKFLOWS.glob("*-api.json"))
 PLACED = [node_id for node_id, row in TABLE.items() if row.layout is not None and row.layout.places]
 GGUF = "UnetLoaderGGUFDisTorchMultiGPU"
 
@@ -169,7 +170,7 @@ def test_both_forms_are_answered_and_nothing_else() -> None:
     assert reopen({"prompt": 3, "nodes": "many"}, TABLE, DEVICES) == {}
 
 
-@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path not in UI], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", API, ids=[path.stem for path in API])
 def test_a_prompt_says_the_value_of_every_widget_and_asks_for_the_same(path: Path) -> None:
     prompt = load(path)
     plain = rewrite_prompt(prompt, TABLE, DEVICES)
