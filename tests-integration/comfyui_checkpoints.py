@@ -157,10 +157,10 @@ def diffusion_weights(name: str, *, seed: int = SEED) -> Weights:
     operations = import_comfy("comfy.ops").disable_weight_init
     model_class = getattr(import_comfy(module), class_name)
     model = model_class(**tiny.arguments, dtype=torch.float32, device=torch.device("meta"), operations=operations)
-    return {key: _random(key, tuple(value.shape), seed) for key, value in model.state_dict().items()}
+    return {key: random_tensor(key, tuple(value.shape), seed) for key, value in model.state_dict().items()}
 
 
-def _random(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Weights that keep activations near 1; each tensor depends on its name and the seed alone."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     noise = torch.randn(shape, generator=generator)
@@ -214,8 +214,8 @@ def write_lora(folder: Path, name: str) -> Path:
         if tensor.ndim == 2 and key.endswith(".weight") and "block" in key:
             layer = f"diffusion_model.{key.removesuffix('.weight')}"
             rows, columns = tensor.shape
-            low_rank[f"{layer}.lora_up.weight"] = _random(f"{layer}.up", (rows, LORA_RANK), SEED)
-            low_rank[f"{layer}.lora_down.weight"] = _random(f"{layer}.down", (LORA_RANK, columns), SEED)
+            low_rank[f"{layer}.lora_up.weight"] = random_tensor(f"{layer}.up", (rows, LORA_RANK), SEED)
+            low_rank[f"{layer}.lora_down.weight"] = random_tensor(f"{layer}.down", (LORA_RANK, columns), SEED)
             low_rank[f"{layer}.alpha"] = torch.tensor(float(LORA_RANK))
     return _save(low_rank, folder / "loras" / f"tiny_{name}_lora.safetensors")
 
@@ -225,7 +225,7 @@ def vae_weights() -> Weights:
     with torch.device("meta"):
         model = import_comfy("comfy.taesd.taesd").TAESD(latent_channels=4)
     return {
-        key: torch.tensor(1.0) if not value.ndim else _random(key, tuple(value.shape), SEED)
+        key: torch.tensor(1.0) if not value.ndim else random_tensor(key, tuple(value.shape), SEED)
         for key, value in model.state_dict().items()
     }
 
@@ -253,7 +253,7 @@ def text_encoder_weights() -> Weights:
         shapes |= {f"{norm}.weight": (CLIP_WIDTH,), f"{norm}.bias": (CLIP_WIDTH,)}
     return {
         f"text_model.{key}": (
-            _random(key, shape, SEED) if ".layers." not in key or ".layers.0." in key else torch.zeros(shape)
+            random_tensor(key, shape, SEED) if ".layers." not in key or ".layers.0." in key else torch.zeros(shape)
         ).half()
         for key, shape in shapes.items()
     }
@@ -288,6 +288,8 @@ def _save(weights: Weights, path: Path, metadata: Mapping[str, str] | None = Non
 
 def writers() -> dict[str, Callable[[Path], object]]:
     """Everything that can be written, by name."""
+    import comfyui_parts as parts  # which is made of what is here
+
     tasks: dict[str, Callable[[Path], object]] = {
         "flux-bf16": lambda folder: write_diffusion_model(folder, "flux", torch.bfloat16),
         "flux-gguf": lambda folder: write_gguf_twin(folder, "flux"),
@@ -295,6 +297,10 @@ def writers() -> dict[str, Callable[[Path], object]]:
         "vae": write_vae,
         "clip": write_text_encoder,
         "checkpoint": write_checkpoint,
+        "control": parts.write_control_net,
+        "difference": parts.write_difference,
+        "vision": parts.write_image_encoder,
+        "diffusers": parts.write_diffusers,
     }
     for name in TINY_MODELS:
         tasks[name] = lambda folder, name=name: write_diffusion_model(folder, name)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""A custom node for tests: conditioning without a text encoder, and a look inside the server's process.
+"""Custom nodes for tests, which make and show what core nodes cannot, and a look inside the server's process.
 
 The harness copies this file into `custom_nodes` of a server under test; it is not part of the pack.
 """
@@ -52,6 +52,22 @@ class ProbeConditioning:
         if mask:
             extra["attention_mask"] = torch.ones(1, tokens)
         return ([[text, extra]],)
+
+
+class ProbeVision:
+    """What an image encoder saw, as a latent, so that the core node for latents saves every bit of it."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "show"
+    CATEGORY = "torchspan tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seen": ("CLIP_VISION_OUTPUT",)}}
+
+    def show(self, seen: Any) -> tuple[dict[str, torch.Tensor]]:
+        """Return the last hidden state and the projection, one after the other."""
+        return ({"samples": torch.cat([seen["last_hidden_state"].flatten(), seen["image_embeds"].flatten()])},)
 
 
 def _weights(model: Any) -> dict[str, int]:
@@ -152,4 +168,4 @@ PromptServer.instance.routes.get("/torchspan-probe/state")(state)
 PromptServer.instance.routes.get("/torchspan-probe/idle")(idle)
 PromptServer.instance.routes.post("/torchspan-probe/collect")(collect)
 PromptServer.instance.routes.post("/torchspan-probe/capacity")(set_capacity)
-NODE_CLASS_MAPPINGS = {"TorchspanProbeConditioning": ProbeConditioning}
+NODE_CLASS_MAPPINGS = {"TorchspanProbeConditioning": ProbeConditioning, "TorchspanProbeVision": ProbeVision}

@@ -128,13 +128,18 @@ class Server:
 
     def free(self) -> None:
         """Ask for all models to be unloaded and memory to be freed, and wait until it is done."""
-        self.post("/free", {"unload_models": True, "free_memory": True})
-        self.wait_until_idle()
+        self._ask_to_free("free_memory")  # which asks for the other, too
         self.post("/torchspan-probe/collect", {})
 
     def unload(self) -> None:
         """Ask for all models to leave the devices; what loader nodes made stays."""
-        self.post("/free", {"unload_models": True})
+        self._ask_to_free("unload_models")
+
+    def _ask_to_free(self, what: str) -> None:
+        # The worker looks for such wishes when it is woken, and sleeps for minutes: one that comes while it still
+        # collects what the last prompt left, or while it reads another, is not seen before the next prompt.
+        self.wait_until_idle()
+        self.post("/free", {what: True})
         self.wait_until_idle()
 
     @contextmanager

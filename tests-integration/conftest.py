@@ -21,6 +21,7 @@ SMALL = (
     *("flux-gguf", "wan-gguf", "vae"),
 )
 LARGE = ("clip", "checkpoint")
+PARTS = ("control", "difference", "vision", "diffusers")
 
 
 def write_models(folder: Path, *names: str) -> None:
@@ -28,7 +29,7 @@ def write_models(folder: Path, *names: str) -> None:
     command = [sys.executable, str(HERE / "comfyui_checkpoints.py"), str(folder), *names]
     path = os.pathsep.join([str(ROOT / "tools"), *sys.path])
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=240, env={**os.environ, "PYTHONPATH": path}
+        command, capture_output=True, text=True, check=False, timeout=600, env={**os.environ, "PYTHONPATH": path}
     )
     assert done.returncode == 0, done.stderr
 
@@ -47,6 +48,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def large_models(tiny_models: Path) -> Path:
     """The same folder with the text encoder and the SD 1.5 checkpoint, whose sizes are fixed: 600 MB more."""
     write_models(tiny_models, *LARGE)
+    return tiny_models
+
+
+@pytest.fixture(scope="session")
+def part_models(tiny_models: Path) -> Path:
+    """The same folder with what stands beside a diffusion model, whose sizes are fixed: 1.7 GB more."""
+    write_models(tiny_models, *PARTS)
     return tiny_models
 
 

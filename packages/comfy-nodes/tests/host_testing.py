@@ -11,7 +11,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,14 +71,30 @@ class Host:
         )
         return self.module("comfy.sd").load_lora_for_models(model, None, weights, strength, 0)[0]
 
-    def sample(self, model: Any, name: str | None = None, cfg: float = 1.0) -> torch.Tensor:
-        """Two steps of the stock sampler, seeded."""
+    def sample(
+        self,
+        model: Any,
+        name: str | None = None,
+        cfg: float = 1.0,
+        *,
+        after_step: Callable[[int], None] | None = None,
+        **more: Any,
+    ) -> torch.Tensor:
+        """Two steps of the stock sampler, seeded.
+
+        Args:
+            model: the host's MODEL.
+            name: of its architecture.
+            cfg: above 1 the negative prompt is computed, too.
+            after_step: called with the number of each step when it is done.
+            more: what the conditioning says besides (`hooks`).
+        """
         tiny = importlib.import_module("comfyui_checkpoints").TINY_MODELS[name or self.name]
         wanted = tiny.conditioning
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(tiny.latent_shape, generator=generator)
         context = torch.randn(1, wanted.tokens, wanted.width, generator=generator)
-        extra: dict[str, Any] = {"guidance": 3.5}
+        extra: dict[str, Any] = {"guidance": 3.5, **more}
         if wanted.pooled_width:
             extra["pooled_output"] = torch.randn(1, wanted.pooled_width, generator=generator)
         if wanted.mask:
@@ -86,7 +102,13 @@ class Host:
         positive, negative = [[context, dict(extra)]], [[context * 0.5, dict(extra)]]
         sample = self.module("comfy.sample").sample
         latent = torch.zeros(tiny.latent_shape)
-        result = sample(model, noise, 2, cfg, "euler", "simple", positive, negative, latent, seed=0, disable_pbar=True)
+        callback = None if after_step is None else lambda step, *_: after_step(step)
+        result = sample(
+            *(model, noise, 2, cfg, "euler", "simple", positive, negative, latent),
+            callback=callback,
+            seed=0,
+            disable_pbar=True,
+        )
         return torch.as_tensor(result)
 
     def used(self) -> list[int]:

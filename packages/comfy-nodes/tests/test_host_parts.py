@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -172,21 +171,8 @@ def test_the_parts_of_a_checkpoint_are_placed_apart(host: Host) -> None:
 @pytest.fixture(scope="module")
 def control_file(comfyui: Host) -> Path:
     """A tiny ControlNet for SD 1.5."""
-    tiny = importlib.import_module("comfyui_checkpoints")
-    arguments = {key: value for key, value in tiny.TINY_MODELS["sd15"].arguments.items() if key != "out_channels"}
-    arguments.pop("transformer_depth_output")
-    arguments.pop("legacy")
-    with torch.device("meta"):
-        model = comfyui.module("comfy.cldm.cldm").ControlNet(
-            **arguments, hint_channels=3, operations=comfyui.module("comfy.ops").disable_weight_init
-        )
-    weights = {
-        f"control_model.{key}": tiny._random(key, tuple(value.shape), 0) for key, value in model.state_dict().items()
-    }
-    path = comfyui.models / "controlnet" / "tiny_control.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    save_file(weights, path)
-    return path
+    write_model(comfyui, "control")
+    return comfyui.models / "controlnet" / "tiny_control.safetensors"
 
 
 def controlled(host: Host, control: Any, device: str) -> torch.Tensor:
@@ -243,9 +229,9 @@ def test_a_folder_of_diffusers_needs_its_files(host: Host, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [None, "npu:2,50mb;npu:1,100mb;cpu,*"])
 def test_a_placed_image_encoder_sees_the_same(host: Host, spec: str | None) -> None:
-    path = host.models / "clip_vision" / "vision.safetensors"
+    path = host.models / "clip_vision" / "tiny_vision.safetensors"
     if not path.is_file():
-        _write_image_encoder(host, path)
+        write_model(host, "vision")
     image = torch.rand(1, 224, 224, 3, generator=torch.Generator().manual_seed(0))
     stock = host.module("comfy.clip_vision").load(str(path))
     expected = stock.encode_image(image)
@@ -256,19 +242,3 @@ def test_a_placed_image_encoder_sees_the_same(host: Host, spec: str | None) -> N
     assert torch.equal(seen["last_hidden_state"], expected["last_hidden_state"])
     assert torch.equal(seen["image_embeds"], expected["image_embeds"])
     assert host.used()[0] == 0 and host.used()[2] > 0
-
-
-def _write_image_encoder(host: Host, path: Path) -> None:
-    """CLIP ViT-L, whose shape the host fixes: all layers but the first two are zero and only pass on."""
-    vision = host.module("comfy.clip_vision")
-    config = Path(vision.__file__).with_name("clip_vision_config_vitl.json")
-    with torch.device("meta"):
-        names = vision.ClipVisionModel(str(config)).model.state_dict()
-    tiny = importlib.import_module("comfyui_checkpoints")
-    weights = {}
-    for name, value in names.items():
-        shape = tuple(value.shape)
-        is_passed = ".layers." in name and int(name.split(".layers.")[1].split(".")[0]) > 1 and "norm" not in name
-        weights[name] = (torch.zeros(shape) if is_passed else tiny._random(name, shape, 0)).half()
-    path.parent.mkdir(exist_ok=True)
-    save_file(weights, path)

@@ -155,6 +155,47 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
                 self.model.device = device_to
         return result
 
+    def patch_hooks(self, hooks: Any) -> Any:
+        """Put on the patches of hooks, or take them off where there are none.
+
+        The host writes them into weights. Those of donors are not written to and packed ones cannot be, so there they
+        are added at each use.
+        """
+        result = super().patch_hooks(hooks)
+        if hooks is not None:
+            self._detach_hooks()
+            patches = self.get_combined_hook_patches(hooks)
+            for key in patches:
+                if self._is_patched_at_use(key):
+                    _weights.add_hook(self.model, key, patches)
+        return result
+
+    def patch_hook_weight_to_device(
+        self, hooks: Any, combined_patches: Any, key: str, original_weights: Any, memory_counter: Any
+    ) -> Any:
+        """Write the patches of hooks into a weight, if it is one that is written to."""
+        if not self._is_patched_at_use(key):
+            super().patch_hook_weight_to_device(hooks, combined_patches, key, original_weights, memory_counter)
+
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> Any:
+        """Take the patches of hooks off, or those of some weights."""
+        if not whitelist_keys_set:
+            self._detach_hooks()
+        return super().unpatch_hooks(whitelist_keys_set)
+
+    def _detach_hooks(self) -> None:
+        for module in self.model.modules():
+            _weights.detach(module, only_hooks=True)
+
+    def _is_patched_at_use(self, key: str) -> bool:
+        """Whether nothing is written into a weight: a donor's, or a packed one."""
+        name, _, parameter = key.rpartition(".")
+        if parameter not in _weights.PARAMETERS:
+            return False
+        placement = self.placement
+        is_lent = placement is not None and name in placement.layers
+        return is_lent or _weights.is_packed(getattr(self.model.get_submodule(name), parameter))
+
     def _attach(self, name: str, layer: nn.Module) -> None:
         wrappers = getattr(self, "weight_wrapper_patches", {})
         _weights.attach(self.model, name, layer, self.patches, wrappers, dtype=self.lazy_patch_dtype)

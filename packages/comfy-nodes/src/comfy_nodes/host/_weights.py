@@ -34,6 +34,8 @@ class CastPatch:
         stored_dtype: type of the weight where it lives, to which a written patch would have been rounded.
         dtype: type to compute patches in; the host's choice where None.
         set_weight: the layer's own way to store a patched weight, if it has one.
+        original: gives the weight without any patch, for the host's hooks, which may replace it by that of another
+            model; None for patches that are no hook's.
     """
 
     def __init__(
@@ -44,17 +46,20 @@ class CastPatch:
         stored_dtype: torch.dtype,
         dtype: torch.dtype | None = None,
         set_weight: Callable[..., torch.Tensor] | None = None,
+        original: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.key = key
         self.patches = patches
         self.stored_dtype = stored_dtype
         self.dtype = dtype
         self.set_weight = set_weight
+        self.original = original
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The patched weight, in the type and on the device of `weight`."""
         computed = weight.to(self.dtype or _compat.patch_dtype(weight.device), copy=True)
-        patched = comfy.lora.calculate_weight(self.patches[self.key], computed, self.key)
+        originals = None if self.original is None else {self.key: [(self.original(),)]}
+        patched = comfy.lora.calculate_weight(self.patches[self.key], computed, self.key, original_weights=originals)
         seed = _compat.seed_of(self.key)
         if self.set_weight is None:
             stored = comfy.float.stochastic_rounding(patched, self.stored_dtype, seed=seed)
@@ -83,12 +88,29 @@ def attach(
         setattr(layer, f"{parameter}_function", functions)
 
 
-def detach(layer: nn.Module) -> None:
-    """Take the patches off a layer; functions of others stay."""
+def detach(layer: nn.Module, *, only_hooks: bool = False) -> None:
+    """Take the patches off a layer, or those of hooks alone; functions of others stay."""
     for parameter in PARAMETERS:
         functions = getattr(layer, f"{parameter}_function", None)
         if functions:
-            setattr(layer, f"{parameter}_function", [one for one in functions if not isinstance(one, CastPatch)])
+            kept = [one for one in functions if not isinstance(one, CastPatch) or (only_hooks and one.original is None)]
+            setattr(layer, f"{parameter}_function", kept)
+
+
+def add_hook(model: nn.Module, key: str, patches: Patches) -> None:
+    """Make a layer add the patches of hooks to one weight when it is cast, after those that it has already."""
+    name, _, parameter = key.rpartition(".")
+    layer = model.get_submodule(name)
+    weight, set_weight, _ = comfy.model_patcher.get_key_weight(model, key)
+    patch = CastPatch(
+        key,
+        patches,
+        stored_dtype=weight.dtype,
+        dtype=torch.float32,
+        set_weight=set_weight,
+        original=lambda: _dense(getattr(layer, parameter)),
+    )
+    setattr(layer, f"{parameter}_function", [*getattr(layer, f"{parameter}_function", ()), patch])
 
 
 def has_foreign_functions(layer: nn.Module) -> bool:
@@ -103,5 +125,5 @@ def is_packed(weight: Any) -> bool:
 
 
 def _dense(weight: torch.Tensor) -> torch.Tensor:
-    """The numbers of a weight that its layer stores packed."""
-    return weight.dequantize() if hasattr(weight, "_qdata") else weight
+    """The numbers of a weight that its layer may store packed."""
+    return weight.dequantize() if isinstance(weight, PackedTensor) or hasattr(weight, "_qdata") else weight
