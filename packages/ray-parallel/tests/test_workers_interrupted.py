@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from ray_parallel.workers import GroupOptions, WorkerGroup, start_cluster
-from ray_parallel.workers._processes import descendants
+from ray_parallel.workers._processes import Process, descendants
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,6 +33,18 @@ with start_cluster(workers=2) as cluster, WorkerGroup(cluster, Recipe(factory="w
     group.call("worker_tasks:steps", {"count": 100000, "seconds": 0.05})
 """
 
+
+CLOSER = """
+import os, sys
+from ray_parallel.workers import _cluster, start_cluster
+from ray_parallel.workers._processes import descendants
+def interrupted(*processes, **patience):
+    raise KeyboardInterrupt
+_cluster.end = interrupted
+cluster = start_cluster(workers=1)
+print(cluster.folder, *(one.pid for one in descendants(os.getpid())), flush=True)
+cluster.close()
+"""
 
 HEAD = """
 import sys
@@ -68,6 +81,15 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def require_gone(processes: Sequence[Process], folder: str) -> None:
+    """Soon no process is left, nor the folder."""
+    give_up = time.monotonic() + 20
+    while (any(one.is_alive() for one in processes) or Path(folder).exists()) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert [one.command_line() for one in processes if one.is_alive()] == []
+    assert not Path(folder).exists()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 def test_an_interrupted_driver_takes_everything_with_it(how: signal.Signals) -> None:
     driver = start(DRIVER, TESTS)
@@ -78,11 +100,15 @@ def test_an_interrupted_driver_takes_everything_with_it(how: signal.Signals) -> 
     driver.send_signal(how)
     driver.communicate(timeout=60)
     assert driver.returncode != 0
-    give_up = time.monotonic() + 20
-    while any(one.is_alive() for one in found) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert [one.command_line() for one in found if one.is_alive()] == []
-    assert not Path(folder).exists()
+    require_gone(found, folder)
+
+
+def test_nothing_is_left_when_closing_is_interrupted() -> None:
+    driver = start(CLOSER)
+    folder, *pids = words_after(driver, "/")
+    found = [one for one in descendants(driver.pid) if str(one.pid) in pids]
+    assert driver.wait(timeout=60) != 0
+    require_gone(found, folder)
 
 
 def test_the_next_cluster_works_and_takes_away_what_was_left(tmp_path: Path) -> None:

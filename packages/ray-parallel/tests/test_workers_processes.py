@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 
 import pytest
+from process_examples import HOLD, PARENT, STUBBORN, running
 
 from ray_parallel.workers._processes import Process, descendants, end, process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
-
-HOLD = "import sys; held = bytearray(int(sys.argv[1])); print(flush=True); sys.stdin.read()"
-STUBBORN = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
-PARENT = f"""
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-S", "-c", {HOLD!r}, "0"], stdin=subprocess.PIPE)
-print(child.pid, flush=True)
-sys.stdin.read()
-"""
-
-
-@contextmanager
-def running(code: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Process]]:
-    """A child that printed its first line, and what the kernel's list calls it."""
-    command = [sys.executable, "-S", "-c", code, *arguments]
-    with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child,
-        ExitStack() as stack,
-    ):
-        stack.callback(child.kill)
-        assert child.stdout is not None
-        assert child.stdout.readline()
-        found = process(child.pid)
-        assert found is not None
-        yield child, found
 
 
 def test_a_killed_process_is_gone_when_the_call_returns() -> None:
@@ -56,6 +29,12 @@ def test_one_that_does_not_listen_is_killed_and_one_that_left_is_not() -> None:
         assert not polite.is_alive()
         assert willing.wait() == 0
         assert stubborn.wait() == -9
+
+
+def test_ending_waits_for_those_that_end_by_themselves() -> None:
+    with running("import time; print(flush=True); time.sleep(0.2)") as (child, short):
+        assert end([short], patience_seconds=30) == ()
+        assert child.wait() == 0
 
 
 def test_nothing_to_end_takes_no_time() -> None:

@@ -1,21 +1,23 @@
-"""Folders and processes of a cluster: found, ended and removed, with real ones of each."""
+"""What a cluster leaves behind, and who removes it: folders in use and left behind, and the watcher."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from process_examples import HOLD, running
 
 from ray_parallel.workers import _folder
 from ray_parallel.workers._folder import ClusterFolder, remove_left_behind
-from ray_parallel.workers._processes import Process, Watcher, descendants, end, process
+from ray_parallel.workers._processes import Process, Watcher, descendants, process
 
-SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 OWNER = """
 import sys, time
 from pathlib import Path
@@ -30,97 +32,54 @@ WORKERS = Path(remove_left_behind.__code__.co_filename).parent
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
 
 
-@pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    running = subprocess.Popen(SLEEPER)
-    # A process that has just begun another program has no command line for a moment.
-    while not alive(running.pid).command_line():
-        time.sleep(0.01)
-    yield running
-    running.kill()
-    running.wait()
-
-
-def alive(pid: int) -> Process:
-    found = process(pid)
-    assert found is not None
-    return found
-
-
 @linux
-def test_a_process_is_told_from_a_later_one_of_its_number(sleeper: subprocess.Popen[bytes]) -> None:
-    found = alive(sleeper.pid)
-    assert found.is_alive()
-    assert "time.sleep(60)" in found.command_line()
-    assert not Process(found.pid, found.started + 1).is_alive()
-    sleeper.kill()
-    sleeper.wait()
-    assert not found.is_alive()
-    assert found.command_line() == ""
-    assert process(sleeper.pid) is None
-
-
-@linux
-def test_one_that_ended_but_was_not_collected_is_not_alive(sleeper: subprocess.Popen[bytes]) -> None:
-    found = alive(sleeper.pid)
-    sleeper.kill()
-    give_up = time.monotonic() + 10
-    while found.is_alive() and time.monotonic() < give_up:
-        time.sleep(0.01)
-    assert not found.is_alive()
-
-
-@linux
-def test_children_of_children_are_found() -> None:
-    code = f"import subprocess, sys; p = subprocess.Popen({SLEEPER!r}); print(p.pid, flush=True); p.wait()"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    grandchild = alive(int(parent.stdout.readline()))
-    below = descendants(os.getpid())
-    assert {alive(parent.pid), grandchild} <= set(below)
-    assert end([alive(parent.pid), grandchild], patience_seconds=0.1) == (alive(parent.pid), grandchild)
-    parent.communicate()
-    end([grandchild], patience_seconds=10)
-    assert not grandchild.is_alive()
-
-
-@linux
-def test_ending_waits_for_those_that_end_by_themselves() -> None:
-    short = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(0.3)"])
-    assert end([alive(short.pid)], patience_seconds=30) == ()
-    assert short.wait() == 0
-
-
-def test_nothing_to_end_takes_no_time() -> None:
-    began = time.monotonic()
-    assert end([], patience_seconds=60) == ()
-    assert time.monotonic() - began < 1
-
-
-@linux
-def test_the_watcher_tidies_up_when_its_pipe_ends(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_the_watcher_tidies_up_when_its_pipe_ends(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "socket").touch()
-    found = alive(sleeper.pid)
-    watcher = Watcher(folder, [found])
-    time.sleep(0.3)
-    assert found.is_alive()
-    assert folder.exists()
-    assert watcher._process.stdin is not None
-    watcher._process.stdin.close()
-    watcher._process.wait(timeout=30)
-    assert not found.is_alive()
-    assert not folder.exists()
+    with running(HOLD, "0") as (_, found):
+        watcher = Watcher(folder, [found])
+        with pytest.raises(subprocess.TimeoutExpired):
+            watcher._process.wait(timeout=0.3)
+        assert found.is_alive()
+        assert folder.exists()
+        assert watcher._process.stdin is not None
+        watcher._process.stdin.close()
+        watcher._process.wait(timeout=30)
+        assert not found.is_alive()
+        assert not folder.exists()
 
 
 @linux
-def test_a_dismissed_watcher_does_nothing(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    watcher = Watcher(tmp_path, [alive(sleeper.pid)])
+def test_the_watcher_leaves_a_later_process_of_that_number_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "folder with a blank"
+    folder.mkdir()
+    with running(HOLD, "0") as (_, found):
+        watcher = Watcher(folder, [Process(found.pid, found.started - 1)])
+        watcher._process.communicate(timeout=30)
+        assert not folder.exists()
+        assert found.is_alive()
+
+
+@linux
+def test_the_watcher_is_none_of_the_processes_of_the_folder(tmp_path: Path) -> None:
+    """Those are found by the folder in their command lines, and ended while the watcher still watches."""
+    watcher = Watcher(tmp_path, [])
+    mine = process(watcher._process.pid)
+    assert mine is not None
+    assert mine in descendants(os.getpid())
+    assert str(tmp_path) not in mine.command_line()
     watcher.dismiss()
-    assert watcher._process.poll() is not None
-    assert alive(sleeper.pid).is_alive()
-    assert tmp_path.exists()
+
+
+@linux
+def test_a_dismissed_watcher_does_nothing(tmp_path: Path) -> None:
+    with running(HOLD, "0") as (_, found):
+        watcher = Watcher(tmp_path, [found])
+        watcher.dismiss()
+        assert watcher._process.poll() is not None
+        assert found.is_alive()
+        assert tmp_path.exists()
 
 
 def test_a_folder_is_removed_once_with_all_that_is_in_it(tmp_path: Path) -> None:
@@ -170,6 +129,43 @@ def test_a_folder_is_never_there_without_its_lock(tmp_path: Path, monkeypatch: p
     assert folder.path.exists()
     assert remove_left_behind(tmp_path) == []
     folder.remove()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_many_owners_at_once_keep_their_folders(tmp_path: Path) -> None:
+    start = threading.Barrier(8)
+
+    def own() -> list[ClusterFolder]:
+        start.wait()
+        return [ClusterFolder(tmp_path) for _ in range(4)]
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = [folder for made in [pool.submit(own) for _ in range(8)] for folder in made.result()]
+    assert len({folder.path for folder in folders}) == 32
+    assert [folder for folder in folders if not folder.path.exists()] == []
+    for folder in folders:
+        folder.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_still_written_into_a_folder_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ClusterFolder(tmp_path)
+    remove, tries = shutil.rmtree, []
+
+    def busy(path: Path) -> None:
+        tries.append(path)
+        if len(tries) < 3:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    folder.remove()
+    assert tries == [folder.path] * 3
+    assert not folder.path.exists()
+    stuck = ClusterFolder(tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(OSError(errno.ENOTEMPTY, "not empty")))
+    with pytest.raises(OSError, match="not empty"):
+        stuck.remove(patience_seconds=0.1)
 
 
 def test_a_new_folder_takes_away_those_left_behind(tmp_path: Path) -> None:

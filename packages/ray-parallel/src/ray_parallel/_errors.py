@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ray_parallel.sequence._auto import Prediction
 
 
 class ParallelError(Exception):
-    """Anything that ray_parallel refuses or cannot finish."""
+    """Anything that ray_parallel refuses or cannot finish.
+
+    Its message and data arrive whole in another process, as a pool of processes sends an error.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), vars(self)
+
+
+def _again(kind: type[ParallelError], args: tuple[Any, ...]) -> ParallelError:
+    """An error with these arguments of its message; the constructors of most make the message themselves."""
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class PlanError(ParallelError, ValueError):

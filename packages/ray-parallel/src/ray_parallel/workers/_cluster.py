@@ -86,8 +86,6 @@ class Cluster:
             return
         self._closed = True
         atexit.unregister(self.close)
-        if self._watcher is not None:
-            self._watcher.dismiss()
         started = _servers(self._folder) if self._folder is not None else ()
         if self._disconnects:
             self._ray.shutdown()
@@ -95,6 +93,9 @@ class Cluster:
         end(started, patience_seconds=_END_SECONDS)
         if self._folder is not None:
             self._folder.remove()
+        # Only now: when this is interrupted before, the watcher does the rest at the end of this process.
+        if self._watcher is not None:
+            self._watcher.dismiss()
 
     def __enter__(self) -> Cluster:
         return self

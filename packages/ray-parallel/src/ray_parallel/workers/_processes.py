@@ -103,15 +103,20 @@ class Watcher:
     """
 
     def __init__(self, folder: Path, processes: Sequence[Process]) -> None:
-        named = [f"{one.pid}:{one.started}" for one in processes]
-        code = "import sys; sys.path.insert(0, sys.argv[1]); from _processes import tidy_up; tidy_up(*sys.argv[2:])"
+        code = "import sys; sys.path.insert(0, sys.argv[1]); from _processes import tidy_up; tidy_up()"
         self._process = subprocess.Popen(
             # Without site-packages it starts in 20 ms; in a session of its own, Ctrl-C does not reach it.
-            [sys.executable, "-I", "-S", "-c", code, str(Path(__file__).parent), str(folder), *named],
+            [sys.executable, "-I", "-S", "-c", code, str(Path(__file__).parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        # By the pipe, for a command line that names the folder is taken for one of the cluster's.
+        print(
+            folder, *(f"{one.pid}:{one.started}" for one in processes), sep="\n", file=self._process.stdin, flush=True
         )
 
     def dismiss(self) -> None:
@@ -120,9 +125,9 @@ class Watcher:
         self._process.communicate()
 
 
-def tidy_up(folder: str, *named: str) -> None:
+def tidy_up() -> None:
     """What the watcher does: wait for the end of standard input, end the processes, and remove the folder."""
-    sys.stdin.buffer.read()
+    folder, *named = sys.stdin.read().splitlines()
     end((Process(*map(int, name.split(":"))) for name in named), patience_seconds=1.0)
     time.sleep(0.5)
     shutil.rmtree(folder, ignore_errors=True)
