@@ -45,14 +45,11 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         read_size(text)
 
 
-def test_a_wrong_unit_is_shown_with_a_caret() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=r"24gx\n.*\^"):
-        read_size("24gx")
-
-
-def test_an_amount_that_is_no_size_is_told_what_a_size_is() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="'25%' is no size; write a number and its unit"):
-        read_size("25%")
+@pytest.mark.parametrize("text", ["25%", "24", "24gx", "", "1gb;cpu,2gb"])
+def test_an_amount_that_is_no_size_is_told_what_a_size_is(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        read_size(text)
+    assert str(refused.value) == f"{text!r} is no size; write a number and its unit, for example 24gb or 512mb"
 
 
 @pytest.mark.parametrize(
@@ -74,10 +71,11 @@ def test_devices_are_name_total_and_free(text: str, expected: DeviceArgument) ->
         ("cuda:0", "write NAME=TOTAL"),
         ("cuda:0,24gb", "write NAME=TOTAL"),
         ("cuda:0=24gb,25gb", "more free memory than there is"),
-        ("cuda:0=24gb,", "an amount"),
-        ("=24gb", "a device name"),
-        ("cuda:0=24", "24"),
-        ("cuda:0=24gb,1gb,1gb", "';' or the end"),
+        ("cuda:0=24gb,", "'' is no size"),
+        ("=24gb", "'' is no name of a device; write one such as cuda:0 or cpu"),
+        ("my gpu=24gb", "'my gpu' is no name of a device"),
+        ("cuda:0=24", "'24' is no size; write a number and its unit"),
+        ("cuda:0=24gb,1gb,1gb", "'1gb,1gb' is no size"),
     ],
 )
 def test_a_wrong_device_says_what_is_wrong(text: str, message: str) -> None:

@@ -146,6 +146,7 @@ def test_a_busy_machine_is_said_to_be_one(
     ("words", "code", "message"),
     [
         (["--spec", "emulated:0=1mb"], ExitCode.USAGE, "did you mean"),
+        (["--spec", ""], ExitCode.USAGE, "expected a device name"),
         (["--spec", "cuda:0,25%;cpu,*"], ExitCode.REFUSED, 'no device "cuda:0" here'),
         (["--spec", "emulated:0,90%;cpu,*"], ExitCode.REFUSED, "are missing"),
         (["--blocks", "1"], ExitCode.REFUSED, "are missing"),
@@ -158,6 +159,15 @@ def test_what_cannot_be_done_is_said_before_anything_runs(
     captured = capsys.readouterr()
     assert message in captured.err
     assert "unplaced" not in captured.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_without_anything_to_keep_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main(["demo", *SMALL, "--spec", "emulated:0,90%;cpu,*"]) == ExitCode.REFUSED
+    assert "are missing" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -86,6 +86,20 @@ def test_without_comfyui_the_rest_is_still_told(capsys: pytest.CaptureFixture[st
     assert "torchspan doctor --comfyui PATH" in capsys.readouterr().out
 
 
+def test_an_empty_name_is_not_taken_for_another_folder(
+    comfyui: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(comfyui))
+    assert main(["doctor", "--comfyui", ""]) == ExitCode.REFUSED
+    assert f"{comfyui.parent} has no folder custom_nodes" in capsys.readouterr().err
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", "")
+    assert main(["doctor"]) == ExitCode.OK
+    assert "note     folder: not known" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--comfyui", str(tmp_path / "nowhere")]) == ExitCode.REFUSED
     assert "has no folder custom_nodes" in capsys.readouterr().err
@@ -95,6 +109,11 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, capsys: pytest.Capture
 def test_the_oldest_release_is_known(comfyui: Path, found: str, level: str) -> None:
     set_version(comfyui, found)
     assert (level, "version") in about_comfyui(comfyui)
+
+
+def test_a_version_that_cannot_be_read_is_no_traceback(comfyui: Path) -> None:
+    (comfyui / "comfyui_version.py").write_bytes(b"\xfb\x00\xff")
+    assert ("note", "version") in about_comfyui(comfyui)
 
 
 def test_a_base_directory_tells_no_version(comfyui: Path) -> None:

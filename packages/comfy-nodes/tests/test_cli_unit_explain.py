@@ -102,6 +102,24 @@ def test_what_the_devices_do_not_allow_ends_with_1(
     assert message in capsys.readouterr().err
 
 
+def test_the_word_that_leaves_the_choice_is_explained_by_what_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "auto"]) == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert "`torchspan plan FILE` shows it" in told
+    (offered,) = re.findall(r'is "(.+)"', told)
+    assert main(["explain", offered]) == ExitCode.OK
+
+
+def test_only_where_this_machine_was_asked_another_one_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["explain", "xpu:7,1kb;cpu,*", "--model-size", "1mb"]
+    assert main(words) == ExitCode.REFUSED
+    assert "`torchspan devices` says what this machine has and why" in capsys.readouterr().err
+    assert main([*words, *MACHINE]) == ExitCode.REFUSED
+    told = capsys.readouterr().err
+    assert 'no device "xpu:7" here' in told
+    assert "torchspan devices" not in told
+
+
 @pytest.mark.parametrize("words", [MACHINE, ["--compute", "cuda:0"]])
 def test_devices_without_a_model_are_a_mistake(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "cuda:0,2gb", *words]) == ExitCode.USAGE

@@ -123,7 +123,9 @@ def test_policy_and_slots_reach_the_planner(file: Path, policy: str, capsys: pyt
 
 def test_compute_seconds_turn_transfers_into_seconds_a_pass(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(file), *SPEC, *MACHINE]) == ExitCode.OK
-    assert "the compute time is not known" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the compute time is not known" in out
+    assert "predicted slowdown of a pass that takes " in out
     assert main(["plan", str(file), *SPEC, *MACHINE, "--compute-seconds", "2"]) == ExitCode.OK
     assert " s a pass" in capsys.readouterr().out
 
@@ -157,10 +159,32 @@ def test_the_picture_is_svg(file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert ElementTree.fromstring(picture.read_text()).tag.endswith("svg")
 
 
-def test_a_picture_that_cannot_be_written_is_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", str(file), *SPEC, *MACHINE, "--svg", str(file.parent / "missing" / "placement.svg")]
-    assert main(words) == ExitCode.REFUSED
-    assert "placement.svg" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("target", "reason"), [("missing/placement.svg", "there is no folder"), (".", "is a folder; name a file in it")]
+)
+def test_a_picture_that_cannot_be_written_is_refused_before_the_plan(
+    file: Path, target: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(file), *SPEC, *MACHINE, "--svg", str(file.parent / target)]) == ExitCode.REFUSED
+    captured = capsys.readouterr()
+    assert reason in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("word", ["auto", " AUTO "])
+def test_the_word_of_the_nodes_leaves_the_choice_to_the_planner(
+    file: Path, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert planned(capsys, file, "--spec", word, *MACHINE) == planned(capsys, file, *MACHINE)
+
+
+def test_a_device_of_another_machine_comes_with_the_way_to_describe_it(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, reason = refusal(capsys, file, "--spec", "cpu,1mb;xpu:7,*", "--compute", "cpu")
+    assert code == ExitCode.REFUSED
+    assert "there are cpu" in reason
+    assert "for another machine, describe its devices: --device xpu:7=24gb --device cpu=64gb" in reason
 
 
 @pytest.mark.parametrize(
@@ -171,6 +195,7 @@ def test_a_picture_that_cannot_be_written_is_refused(file: Path, capsys: pytest.
         (["--donor", "cpu"], "add --virtual-ram-gb"),
         (["--spec", "cuda:0=1gb"], 'did you mean "cuda:0,1gb"?'),
         (["--virtual-ram-gb", "4", "--donor", "c p u"], "c p u"),
+        (["--virtual-ram-gb", "4", "--donor", ""], "expected a donor device"),
         (["--virtual-ram-gb", "4", "--donor", "cuda:0"], "cuda:0 computes and cannot be its own donor"),
         (["--compute", "cuda:3"], "compute device cuda:3 is not among the devices given"),
         (["--device", "cpu=1gb"], "--device cpu is given twice"),

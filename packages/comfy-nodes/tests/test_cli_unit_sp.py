@@ -114,9 +114,10 @@ def test_a_plan_of_another_model_ends_with_1(folder: Path, capsys: pytest.Captur
     [
         ("sp_named", "names no probe; write MODULE:FUNCTION"),
         (":probe", "names no probe"),
-        ("sp_nowhere:probe", "sp_nowhere cannot be imported"),
-        ("sp_named:absent", "sp_named has no function absent"),
-        ("sp_named:number", "sp_named has no function number"),
+        ("sp_nowhere:probe", "sp_nowhere cannot be imported: No module named 'sp_nowhere'; run this in the folder of"),
+        ("sp_named:absent", "sp_named.py) has no function absent; name your probe"),
+        ("sp_named:number", "sp_named.py) has no function number; name your probe"),
+        ("sys:absent", "sys (built into Python) has no function absent"),
     ],
 )
 def test_a_probe_that_cannot_be_loaded_ends_with_2(
@@ -127,18 +128,25 @@ def test_a_probe_that_cannot_be_loaded_ends_with_2(
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", [None, "{}", "no JSON"])
-def test_a_file_that_is_no_plan_ends_with_2(text: str | None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if text is not None:
-        (folder / "plan.json").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize("data", [None, b"{}", b"no JSON", b"\xff\xfe"])
+def test_a_file_that_is_no_plan_ends_with_2(
+    data: bytes | None, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if data is not None:
+        (folder / "plan.json").write_bytes(data)
     assert main(["sp", "check", "plan.json", "sp_named:probe"]) == ExitCode.USAGE
-    assert "torchspan sp check: " in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("torchspan sp check: plan.json: ")
 
 
-def test_a_folder_that_is_not_there_ends_with_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    probe = write_model(folder, "sp_unwritten")
-    assert main(["sp", "derive", probe, "--out", "absent/plan.json"]) == ExitCode.REFUSED
-    assert "absent" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [("absent/plan.json", "there is no folder absent; make it"), (".", "is a folder; name a file")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_trial(
+    target: str, reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sp", "derive", "sp_never_imported:probe", "--out", target]) == ExitCode.REFUSED
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["derive", "a:b", "--out", "p"], ["check", "p", "a:b"]])

@@ -62,8 +62,8 @@ def test_the_choice_can_be_left_to_us(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", "#", "##"])
 def test_an_empty_text_leaves_the_controls(text: str) -> None:
-    asked = request(expert_mode_allocations=text, virtual_ram_gb=0.0)
-    assert asked.allocation is None
+    assert request(expert_mode_allocations=text, virtual_ram_gb=0.0).allocation is None
+    assert request(expert_mode_allocations=text, virtual_ram_gb=4.0).allocation == parse("#cuda:0;4;cpu")
 
 
 def test_donors_are_filled_in_their_order() -> None:

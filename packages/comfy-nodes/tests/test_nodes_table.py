@@ -8,11 +8,11 @@ import pytest
 
 from comfy_nodes.nodes._controls import FIELD_OF
 from comfy_nodes.nodes._layouts import LAYOUTS, LEGACY, LEGACY_ENCODER, STANDARD
-from comfy_nodes.nodes._loaders import LOADERS
+from comfy_nodes.nodes._loaders import LOADERS, Loader
 from comfy_nodes.nodes._row import NodeRow
 from comfy_nodes.nodes._siblings import SIBLINGS
 from comfy_nodes.nodes._table import TABLE
-from comfy_nodes.nodes._widgets import Devices, OfHostNode
+from comfy_nodes.nodes._widgets import Devices, Files, OfHostNode
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((DATA / "published_nodes.json").read_text())["nodes"]
@@ -52,6 +52,15 @@ def test_every_loader_has_the_four_standardized_inputs(base: str) -> None:
     gigabytes = STANDARD.widgets[1]
     assert (gigabytes.default, gigabytes.minimum, gigabytes.maximum, gigabytes.step) == (4.0, 0.0, 128.0, 0.1)
     assert row.default_of("donor_device") == "cpu"
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_only_loaders_of_gguf_files_offer_them(loader: Loader) -> None:
+    offers = [widget.choices for widget in loader.widgets if isinstance(widget.choices, (Files, OfHostNode))]
+    assert offers
+    for choices in offers:
+        # What a node of the host offers is what the host itself can load; files of a folder are those of both kinds.
+        assert isinstance(choices, OfHostNode) or loader.gguf, loader.name
 
 
 def test_nothing_disappears_and_no_input_moves() -> None:

@@ -40,11 +40,20 @@ class LinkArgument:
     gb_per_second: float
 
 
+def is_auto(text: str) -> bool:
+    """Whether an allocation is the word that leaves the choice to Torchspan, as it does in the nodes.
+
+    >>> is_auto(" Auto "), is_auto("cuda:0,auto;cpu,*")
+    (True, False)
+    """
+    return text.strip().lower() == "auto"
+
+
 def read_size(text: str) -> int:
     """Read a size with its unit, base 1024.
 
     Raises:
-        argparse.ArgumentTypeError: it is none; the message shows where and what would be right.
+        argparse.ArgumentTypeError: it is none; the message shows what would be.
 
     >>> read_size("2.5gb")
     2684354560
@@ -132,14 +141,21 @@ def read_count(text: str) -> int:
 
 
 def _entry_of(device: str, size: str) -> tuple[str, int]:
-    try:
-        entries = parse(f"{device},{size}").entries
-    except AllocSpecError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    match entries:
-        case (Entry(device=name, amount=Bytes(size_bytes=size_bytes)),):
+    """The canonical name of a device and the bytes of a size; read one by one, so that errors name the bad one."""
+    match _entries(f"{device},*"), _entries(f"cpu,{size}"):
+        case (Entry(device=name),), (Entry(amount=Bytes(size_bytes=size_bytes)),):
             return name, size_bytes
-        case _:
+        case (Entry(),), _:
             raise argparse.ArgumentTypeError(
                 f"{size!r} is no size; write a number and its unit, for example 24gb or 512mb"
             )
+        case _:
+            raise argparse.ArgumentTypeError(f"{device!r} is no name of a device; write one such as cuda:0 or cpu")
+
+
+def _entries(text: str) -> tuple[Entry, ...]:
+    """The entries of an allocation; none where it cannot be read."""
+    try:
+        return parse(text).entries
+    except AllocSpecError:
+        return ()

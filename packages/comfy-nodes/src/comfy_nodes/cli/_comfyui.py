@@ -42,7 +42,7 @@ def find_comfyui(asked: str | None) -> Path | None:
     Raises:
         CommandError: the folder asked for, or in COMFYUI_PATH, has no `custom_nodes`.
     """
-    given = asked or os.environ.get("COMFYUI_PATH")
+    given = os.environ.get("COMFYUI_PATH") or None if asked is None else asked
     if given is None:
         here = Path.cwd()
         return here if (here / "main.py").is_file() and (here / "custom_nodes").is_dir() else None
@@ -57,7 +57,8 @@ def find_comfyui(asked: str | None) -> Path | None:
 def read_version(comfyui: Path) -> str | None:
     """The version of a ComfyUI, or None where the folder does not tell (a base directory without the program)."""
     path = comfyui / "comfyui_version.py"
-    found = re.search(r'__version__ = "([^"]+)"', path.read_text(encoding="utf-8")) if path.is_file() else None
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(r"""__version__ = ["']([^"']+)["']""", text)
     return found.group(1) if found else None
 
 

@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> ExitCode:
         CommandError: the allocation cannot be read (2) or kept (1), or the placed model computed something else (1).
     """
     with exits_with(ExitCode.USAGE, AllocSpecError):
-        spec = alloc_spec.parse(options.spec or f"{COMPUTE},25%;{DONOR},*")
+        spec = alloc_spec.parse(f"{COMPUTE},25%;{DONOR},*" if options.spec is None else options.spec)
     with exits_with(ExitCode.REFUSED, OSError):
-        folder = Path(options.out or tempfile.mkdtemp(prefix="torchspan-demo-"))
+        folder = Path(tempfile.mkdtemp(prefix="torchspan-demo-") if options.out is None else options.out)
         folder.mkdir(parents=True, exist_ok=True)
     file = safetensors_file() if options.gguf is None else gguf_file(options.gguf)
     checkpoint = folder / f"demo{file.suffix}"
@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> ExitCode:
     finally:
         if not options.keep_model:
             checkpoint.unlink(missing_ok=True)
+        if options.out is None and not any(folder.iterdir()):
+            folder.rmdir()  # refused before there was anything to keep
 
 
 def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, file: DemoFile, checkpoint: Path) -> ExitCode:

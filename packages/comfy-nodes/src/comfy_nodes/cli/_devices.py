@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from comfy_nodes.cli._exit import ExitCode, exits_with
-from comfy_nodes.cli._output import heading, human_bytes, human_seconds, table
-from device_placement import Finding, Hardware, PlacementError, diagnose, probe
+from comfy_nodes.cli._output import human_bytes, human_seconds, print_findings, table
+from device_placement import Hardware, PlacementError, diagnose, probe
 
 
 def run(options: argparse.Namespace) -> ExitCode:
@@ -29,7 +28,7 @@ def run(options: argparse.Namespace) -> ExitCode:
         print(json.dumps(document, indent=2))
     else:
         _print_devices(hardware)
-        _print_findings(findings)
+        print_findings("Why these devices", findings)
     return ExitCode.OK
 
 
@@ -52,11 +51,3 @@ def _print_devices(hardware: Hardware) -> None:
             for link in hardware.links
         ]
         print(f"\n{table(['link', 'GB/s', 'latency', 'shared with', 'direct'], links)}")
-
-
-def _print_findings(findings: Sequence[Finding]) -> None:
-    print(heading("Why these devices"))
-    for finding in findings:
-        print(f"{finding.level:<8} {finding.subject}: {finding.message}")
-        if finding.remedy:
-            print(f"         -> {finding.remedy}")

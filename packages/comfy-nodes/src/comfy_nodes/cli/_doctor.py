@@ -14,7 +14,7 @@ from typing import Literal
 
 from comfy_nodes.cli._comfyui import OLDEST, ancestors, find_comfyui, is_old, pack_copies, packs_named, read_version
 from comfy_nodes.cli._exit import ExitCode
-from comfy_nodes.cli._output import heading
+from comfy_nodes.cli._output import print_findings
 from comfy_nodes.nodes._siblings import SIBLINGS
 from device_placement import Finding, diagnose
 
@@ -42,15 +42,6 @@ def run(options: argparse.Namespace) -> ExitCode:
             print_findings(_TITLES[title], findings)
         print(f"\n{problems or 'no'} problem{'' if problems == 1 else 's'}")
     return ExitCode.REFUSED if problems else ExitCode.OK
-
-
-def print_findings(title: str, findings: Sequence[Finding]) -> None:
-    """Print findings under a heading, each with its remedy below."""
-    print(heading(title))
-    for finding in findings:
-        print(f"{finding.level:<8} {finding.subject}: {finding.message}")
-        if finding.remedy:
-            print(f"         -> {finding.remedy}")
 
 
 def package_findings() -> Iterator[Finding]:

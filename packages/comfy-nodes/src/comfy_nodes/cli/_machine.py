@@ -5,11 +5,12 @@ Reading a description needs no torch; asking this machine does, and only then is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from alloc_spec import AllocationSpec, DeviceMemory
+from alloc_spec import AllocationSpec, DeviceMemory, UnknownDeviceError
 from comfy_nodes.cli._arguments import DeviceArgument, LinkArgument
 from comfy_nodes.cli._exit import CommandError, ExitCode
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 ASSUMED_GB_PER_SECOND = 12.0
 """Sustained host-to-device copies on PCIe 3.0 with 16 lanes or 4.0 with 8: the slower of what people have today."""
+
+
+ELSEWHERE = (
+    "`torchspan devices` says what this machine has and why; for another machine, describe its devices: "
+    "--device {}=24gb --device cpu=64gb"
+)
 
 
 def choose_compute(asked: str | None, spec: AllocationSpec | None, names: Sequence[str]) -> str | None:
@@ -135,8 +142,23 @@ def _probed(compute: str | None) -> Hardware:
         return probe(compute)
     except DeviceUnavailableError as error:
         raise CommandError(
-            f"{error}\nto plan for another machine, describe its devices: --device {compute}=24gb --device cpu=64gb"
+            f"{error.device} cannot be used here: {error.reason}\n{ELSEWHERE.format(error.device)}"
         ) from error
+
+
+@contextmanager
+def suggests_devices(described: Sequence[DeviceArgument]) -> Iterator[None]:
+    """Where this machine was asked, add to the error about a device it lacks how to describe another one.
+
+    Raises:
+        CommandError: this machine does not have a device.
+    """
+    try:
+        yield
+    except UnknownDeviceError as error:
+        if described:
+            raise
+        raise CommandError(f"{error}\n{ELSEWHERE.format(error.device)}") from error
 
 
 def _with_rate(hardware: Hardware, given: LinkArgument) -> Hardware:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from block_discovery import BlockTree
+    from device_placement import Finding
 
 
 def heading(text: str) -> str:
@@ -73,6 +74,15 @@ def human_seconds(seconds: float) -> str:
         (seconds, "s") if seconds >= 1 else (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "us")
     )
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+
+
+def print_findings(title: str, findings: Sequence[Finding]) -> None:
+    """Print findings under a heading, each with its remedy below."""
+    print(heading(title))
+    for finding in findings:
+        print(f"{finding.level:<8} {finding.subject}: {finding.message}")
+        if finding.remedy:
+            print(f"         -> {finding.remedy}")
 
 
 def percent_error(predicted: float, measured: float) -> str:

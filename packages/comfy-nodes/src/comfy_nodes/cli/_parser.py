@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     # What add_subparsers returns has no public name at run time.
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
+Run = Callable[[argparse.Namespace], ExitCode]
+
 POLICIES: tuple[Policy, ...] = ("stripe", "interleave", "contiguous", "legacy_tail")
 
 GGUF_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
@@ -40,19 +43,35 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"torchspan {version('comfy-nodes')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(_command(commands, "demo", "do the main job on a small model, end to end", _help.DEMO, _run_demo))
-    _add_plan(_command(commands, "plan", "plan and predict a model from its file header alone", _help.PLAN, _run_plan))
+    _add_demo(_command(commands, "demo", "do the main job on a small model, end to end", _help.DEMO, _later("_demo")))
+    _add_plan(
+        _command(commands, "plan", "plan and predict a model from its file header alone", _help.PLAN, _later("_plan"))
+    )
     _add_gguf(_command(commands, "gguf", "what a quantised file consists of", _help.GGUF))
     _add_sp(_command(commands, "sp", "derive and check plans for several ranks", _help.SP))
     _add_devices(
-        _command(commands, "devices", "what this machine offers, and why not more", _help.DEVICES, _run_devices)
+        _command(commands, "devices", "what this machine offers, and why not more", _help.DEVICES, _later("_devices"))
     )
     _add_explain(
-        _command(commands, "explain", "what an allocation means, in plain English", _help.EXPLAIN, _run_explain)
+        _command(commands, "explain", "what an allocation means, in plain English", _help.EXPLAIN, _later("_explain"))
     )
-    _add_link(_command(commands, "link", "let ComfyUI load the node pack that pip installed", _help.LINK, _run_link))
-    _add_doctor(_command(commands, "doctor", "what is installed, and what is wrong with it", _help.DOCTOR, _run_doctor))
+    _add_link(
+        _command(commands, "link", "let ComfyUI load the node pack that pip installed", _help.LINK, _later("_link"))
+    )
+    _add_doctor(
+        _command(commands, "doctor", "what is installed, and what is wrong with it", _help.DOCTOR, _later("_doctor"))
+    )
     return parser
+
+
+def _later(module: str, function: str = "run") -> Run:
+    """What runs a command: a function of a module that is imported when it is called, so that others cost nothing."""
+
+    def run(options: argparse.Namespace) -> ExitCode:
+        do: Run = getattr(import_module(f"comfy_nodes.cli.{module}"), function)
+        return do(options)
+
+    return run
 
 
 def _command(
@@ -60,7 +79,7 @@ def _command(
     name: str,
     summary: str,
     description: str,
-    run: Callable[[argparse.Namespace], ExitCode] | None = None,
+    run: Run | None = None,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,7 +166,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _add_gguf(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to find out")
-    info = _command(commands, "info", "types, blocks and metadata of a GGUF file", _help.GGUF_INFO, _run_gguf_info)
+    info = _command(
+        commands, "info", "types, blocks and metadata of a GGUF file", _help.GGUF_INFO, _later("_gguf_info")
+    )
     info.add_argument("file", metavar="FILE", help="*.gguf, of version 2 or 3")
     info.add_argument("--json", action="store_true", help="print JSON instead of tables")
     info.add_argument(
@@ -157,7 +178,9 @@ def _add_gguf(parser: argparse.ArgumentParser) -> None:
 
 def _add_sp(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help="what to do")
-    derive = _command(commands, "derive", "derive a plan from a model, by trial", _help.SP_DERIVE, _run_sp_derive)
+    derive = _command(
+        commands, "derive", "derive a plan from a model, by trial", _help.SP_DERIVE, _later("_sp", "run_derive")
+    )
     _add_probe(derive)
     derive.add_argument("--out", metavar="PATH", required=True, help="the plan file to write, JSON")
     derive.add_argument(
@@ -165,7 +188,7 @@ def _add_sp(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on although sizes decide what runs in the blocks: you know that it does not matter",
     )
-    check = _command(commands, "check", "does a plan file still hold?", _help.SP_CHECK, _run_sp_check)
+    check = _command(commands, "check", "does a plan file still hold?", _help.SP_CHECK, _later("_sp", "run_check"))
     check.add_argument("plan", metavar="PLAN", help="what `torchspan sp derive` wrote")
     _add_probe(check)
 
@@ -234,57 +257,3 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slots", type=read_count, default=2, metavar="N", help="streaming buffers on the compute device (default: 2)"
     )
-
-
-def _run_demo(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._demo import run
-
-    return run(options)
-
-
-def _run_plan(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._plan import run
-
-    return run(options)
-
-
-def _run_gguf_info(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._gguf_info import run
-
-    return run(options)
-
-
-def _run_sp_derive(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._sp import run_derive
-
-    return run_derive(options)
-
-
-def _run_sp_check(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._sp import run_check
-
-    return run_check(options)
-
-
-def _run_devices(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._devices import run
-
-    return run(options)
-
-
-def _run_explain(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._explain import run
-
-    return run(options)
-
-
-def _run_link(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._link import run
-
-    return run(options)
-
-
-def _run_doctor(options: argparse.Namespace) -> ExitCode:
-    from comfy_nodes.cli._doctor import run
-
-    return run(options)

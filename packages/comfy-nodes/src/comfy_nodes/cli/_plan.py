@@ -11,8 +11,9 @@ from typing import Any
 import alloc_spec
 from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError
 from block_discovery import BlockTree
-from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
-from comfy_nodes.cli._machine import hardware_for
+from comfy_nodes.cli._arguments import is_auto
+from comfy_nodes.cli._exit import CommandError, ExitCode, check_target, exits_with
+from comfy_nodes.cli._machine import hardware_for, suggests_devices
 from comfy_nodes.cli._output import contents, warn
 from comfy_nodes.cli._source import read_model
 from device_placement import (
@@ -58,10 +59,16 @@ def run(options: argparse.Namespace) -> ExitCode:
             budget do not allow it (1).
     """
     asked = _asked_spec(options)
+    if options.svg is not None:
+        check_target(Path(options.svg))
     tree, warnings = read_model(Path(options.file), options.prefix)
     hardware, notes = hardware_for(options.device, options.link, options.compute, asked)
     spec = asked or _spec_for(options, hardware)
-    with exits_with(ExitCode.USAGE, AllocSpecError), exits_with(ExitCode.REFUSED, AllocResolveError, PlacementError):
+    with (
+        exits_with(ExitCode.USAGE, AllocSpecError),
+        exits_with(ExitCode.REFUSED, AllocResolveError, PlacementError),
+        suggests_devices(options.device),
+    ):
         placement = plan(tree, spec, hardware, policy=options.policy, slots=options.slots)
         estimate = predict(placement, hardware, compute_seconds=options.compute_seconds)
     planned = Planned(
@@ -97,6 +104,8 @@ def _asked_spec(options: argparse.Namespace) -> AllocationSpec | None:
             raise CommandError(
                 f"--spec and {option} both say what lives where; keep one of them", exit_code=ExitCode.USAGE
             )
+    if is_auto(options.spec):
+        return None
     with exits_with(ExitCode.USAGE, AllocSpecError):
         return alloc_spec.parse(options.spec)
 
@@ -108,7 +117,7 @@ def _spec_for(options: argparse.Namespace, hardware: Hardware) -> AllocationSpec
             return alloc_spec.from_controls(
                 compute_device=hardware.compute,
                 virtual_ram_gb=options.virtual_ram_gb,
-                donor_device=options.donor or "cpu",
+                donor_device="cpu" if options.donor is None else options.donor,
             )
     if not hardware.donors:
         return alloc_spec.parse(f"{hardware.compute},*")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
+from comfy_nodes.cli._exit import CommandError, ExitCode, check_target, exits_with
 from comfy_nodes.cli._output import warn
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ def run_derive(options: argparse.Namespace) -> ExitCode:
     _need_ray_parallel()
     from ray_parallel.sequence import ParallelError, derive_plan
 
+    path = Path(options.out)
+    check_target(path)
     probe = _load(options.probe)
     with exits_with(ExitCode.REFUSED, ParallelError):
         derived = derive_plan(probe, allow_branches=options.allow_branches)
-    path = Path(options.out)
     with exits_with(ExitCode.REFUSED, OSError):
         path.write_text(derived.to_json(), encoding="utf-8")
     print(_summary(derived))
@@ -52,8 +53,13 @@ def run_check(options: argparse.Namespace) -> ExitCode:
     _need_ray_parallel()
     from ray_parallel.sequence import Derived, ParallelError, PlanError, check_plan
 
-    with exits_with(ExitCode.USAGE, OSError, UnicodeDecodeError, PlanError):
-        derived = Derived.from_json(Path(options.plan).read_text(encoding="utf-8"))
+    path = Path(options.plan)
+    with exits_with(ExitCode.USAGE, OSError):
+        data = path.read_bytes()
+    try:
+        derived = Derived.from_json(data.decode())
+    except (UnicodeDecodeError, PlanError) as error:
+        raise CommandError(f"{path}: {error}", exit_code=ExitCode.USAGE) from error
     probe = _load(options.probe)
     with exits_with(ExitCode.REFUSED, ParallelError):
         difference = check_plan(derived, probe)
@@ -77,12 +83,19 @@ def _load(name: str) -> Probe:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise CommandError(f"{module_name} cannot be imported: {error}", exit_code=ExitCode.USAGE) from error
+        raise CommandError(
+            f"{module_name} cannot be imported: {error}; run this in the folder of the module, with what it imports "
+            "installed",
+            exit_code=ExitCode.USAGE,
+        ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
     probe: Probe | None = getattr(module, function, None)
     if not callable(probe):
-        raise CommandError(f"{module_name} has no function {function}", exit_code=ExitCode.USAGE)
+        where = getattr(module, "__file__", None) or "built into Python"
+        raise CommandError(
+            f"{module_name} ({where}) has no function {function}; name your probe", exit_code=ExitCode.USAGE
+        )
     return probe
 
 

@@ -89,8 +89,8 @@ def _read_expert(text: str) -> Allocation:
 
 
 def _allocation(controls: Controls, compute: str, devices: Sequence[str], default_gb: float) -> Allocation:
-    if controls.expert:
-        return _read_expert(controls.expert)
+    if (said := _read_expert(controls.expert)) is not None:
+        return said
     moved_gb = default_gb if controls.virtual_ram_gb is None else controls.virtual_ram_gb
     donors = controls.donors or ("cpu",)
     if not moved_gb:

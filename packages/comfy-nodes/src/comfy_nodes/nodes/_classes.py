@@ -41,6 +41,8 @@ def node_class(row: NodeRow) -> type:
     }
     if EXPERT in row.input_names:
         members["validate_inputs"] = classmethod(_validate)
+    if f"unet_{EXPERT}" in row.input_names:
+        members["validate_inputs"] = classmethod(_validate_parts)
     if row.node_id in _tools.ALWAYS_NEW:
         members["fingerprint_inputs"] = classmethod(_tools.never_the_same)
     return type(row.node_id, (base,), members)
@@ -51,6 +53,16 @@ def _validate(cls: type, expert_mode_allocations: str | None = "") -> bool | str
     if not isinstance(expert_mode_allocations, str):
         return True  # it comes through a socket and is not known yet
     return check_expert(expert_mode_allocations) or True
+
+
+def _validate_parts(
+    cls: type,
+    unet_expert_mode_allocations: str | None = "",
+    clip_expert_mode_allocations: str | None = "",
+) -> bool | str:
+    """The same for a checkpoint whose parts are placed one by one: the first text that cannot be read is told."""
+    said = (_validate(cls, text) for text in (unet_expert_mode_allocations, clip_expert_mode_allocations))
+    return next((wrong for wrong in said if wrong is not True), True)
 
 
 def _execute_of(row: NodeRow) -> Execute:

@@ -6,7 +6,7 @@ that was saved with one of them opens with any other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from comfy_nodes.nodes._widgets import Devices, Widget, combo
@@ -33,16 +33,7 @@ _GIGABYTES = Widget(
     step=0.1,
     optional=True,
 )
-_LEGACY_GIGABYTES = Widget(
-    name="virtual_vram_gb",
-    kind="FLOAT",
-    tooltip=_GIGABYTES.tooltip,
-    default=4.0,
-    minimum=0.0,
-    maximum=24.0,
-    step=0.1,
-    optional=True,
-)
+_LEGACY_GIGABYTES = replace(_GIGABYTES, name="virtual_vram_gb", maximum=24.0)
 _DONOR = combo(
     "donor_device",
     Devices(),
@@ -106,13 +97,6 @@ class Layout:
     reports: bool = False
 
 
-_DISTORCH2_SUMMARY = (
-    "Loads the model with part of its weights on another device, with the inputs of workflows saved with DisTorch 2."
-)
-_LEGACY_SUMMARY = (
-    "Loads the model with part of its weights elsewhere, with the inputs of workflows saved with the first DisTorch."
-)
-
 PLAIN: Final = Layout(
     name="plain device",
     suffix="MultiGPU",
@@ -137,34 +121,28 @@ DISTORCH2: Final = Layout(
     category="multigpu/distorch_2",
     widgets=(_COMPUTE, _GIGABYTES.renamed("virtual_vram_gb"), _DONOR, _EXPERT, _eject(True)),
     label="DisTorch2, MultiGPU",
-    summary=_DISTORCH2_SUMMARY,
+    summary=(
+        "Loads the model with part of its weights on another device, with the inputs of workflows saved with "
+        "DisTorch 2."
+    ),
 )
-DISTORCH2_ENCODER: Final = Layout(
+DISTORCH2_ENCODER: Final = replace(
+    DISTORCH2,
     name="DisTorch2, encoders",
-    suffix="DisTorch2MultiGPU",
-    category="multigpu/distorch_2",
     widgets=(_COMPUTE.renamed("device"), _GIGABYTES.renamed("virtual_vram_gb"), _DONOR, _EXPERT, _eject(False)),
-    label="DisTorch2, MultiGPU",
-    summary=_DISTORCH2_SUMMARY,
 )
-_LEGACY_WIDGETS = (_DEVICE, _LEGACY_GIGABYTES, _OTHER_VRAM, _EXPERT)
 LEGACY: Final = Layout(
     name="legacy",
     suffix="DisTorchLegacyMultiGPU",
     category="multigpu/legacy",
-    widgets=_LEGACY_WIDGETS,
+    widgets=(_DEVICE, _LEGACY_GIGABYTES, _OTHER_VRAM, _EXPERT),
     label="DisTorch legacy, MultiGPU",
     deprecated=True,
-    summary=_LEGACY_SUMMARY,
+    summary=(
+        "Loads the model with part of its weights elsewhere, with the inputs of workflows saved with the first "
+        "DisTorch."
+    ),
 )
-LEGACY_ENCODER: Final = Layout(
-    name="legacy, encoders",
-    suffix="DisTorchMultiGPU",
-    category="multigpu/legacy",
-    widgets=_LEGACY_WIDGETS,
-    label="DisTorch legacy, MultiGPU",
-    deprecated=True,
-    summary=_LEGACY_SUMMARY,
-)
+LEGACY_ENCODER: Final = replace(LEGACY, name="legacy, encoders", suffix="DisTorchMultiGPU")
 
 LAYOUTS: Final = (PLAIN, STANDARD, DISTORCH2, DISTORCH2_ENCODER, LEGACY, LEGACY_ENCODER)

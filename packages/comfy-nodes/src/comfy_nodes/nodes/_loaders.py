@@ -50,17 +50,40 @@ def _of(node: str, name: str, tooltip: str) -> Widget:
     return combo(name, OfHostNode(node=node, input=name), tooltip)
 
 
-def _encoders(count: int, choices: Files | None = None) -> tuple[Widget, ...]:
+_COUNTED: Final = {
+    1: ("", "{}CLIP"),
+    2: ("Dual", "Two {}CLIPs"),
+    3: ("Triple", "Three {}CLIPs"),
+    4: ("Quadruple", "Four {}CLIPs"),
+}
+"""How the loaders of so many text encoders are named, for the host and for people."""
+
+
+def _encoder_loader(count: int, *, gguf: bool) -> Loader:
+    """The loader of so many text encoders as one; only those of up to two also have a family to choose."""
+    prefix, title = _COUNTED[count]
+    host_node = f"{prefix}CLIPLoader"
     names = ("clip_name",) if count == 1 else tuple(f"clip_name{index}" for index in range(1, count + 1))
-    each = choices or Files(folders=ENCODER_FOLDERS)
-    return tuple(combo(name, each, "File of a text encoder, from models/text_encoders.") for name in names)
+    files = tuple(
+        combo(
+            name,
+            Files(folders=ENCODER_FOLDERS) if gguf else OfHostNode(node=host_node, input=name),
+            "File of a text encoder, from models/text_encoders.",
+        )
+        for name in names
+    )
+    family = _of(host_node, "type", "Which family of models the text is encoded for.")
+    return Loader(
+        name=host_node + ("GGUF" if gguf else ""),
+        title=f"Load {title.format('GGUF ' if gguf else '')}",
+        loads="clip",
+        widgets=(*files, family) if count <= 2 else files,
+        outputs=(CLIP,),
+        gguf=gguf,
+    )
 
 
-def _encoder_type(node: str) -> Widget:
-    return combo("type", OfHostNode(node=node, input="type"), "Which family of models the text is encoded for.")
-
-
-_UNET = combo("unet_name", OfHostNode(node="UNETLoader", input="unet_name"), "File from models/diffusion_models.")
+_UNET = _of("UNETLoader", "unet_name", "File from models/diffusion_models.")
 _CHECKPOINT = _of(
     "CheckpointLoaderSimple", "ckpt_name", "Checkpoint from models/checkpoints, with model, CLIP and VAE."
 )
@@ -68,7 +91,6 @@ _CONTROL_NET = _of("ControlNetLoader", "control_net_name", "ControlNet from mode
 _GGUF_UNET = combo(
     "unet_name", Files(folders=DIFFUSION_FOLDERS, suffix=GGUF), "GGUF file from models/diffusion_models."
 )
-_GGUF_ENCODERS = Files(folders=ENCODER_FOLDERS)
 _DTYPES: Final = Fixed(options=("default", "target", "float32", "float16", "bfloat16"))
 _ADVANCED = (
     _GGUF_UNET,
@@ -107,22 +129,7 @@ CORE_LOADERS: Final = (
         widgets=(_of("VAELoader", "vae_name", "File from models/vae."),),
         outputs=(VAE,),
     ),
-    Loader(
-        name="CLIPLoader",
-        title="Load CLIP",
-        loads="clip",
-        widgets=(*_encoders(1), _encoder_type("CLIPLoader")),
-        outputs=(CLIP,),
-    ),
-    Loader(
-        name="DualCLIPLoader",
-        title="Load Two CLIPs",
-        loads="clip",
-        widgets=(*_encoders(2), _encoder_type("DualCLIPLoader")),
-        outputs=(CLIP,),
-    ),
-    Loader(name="TripleCLIPLoader", title="Load Three CLIPs", loads="clip", widgets=_encoders(3), outputs=(CLIP,)),
-    Loader(name="QuadrupleCLIPLoader", title="Load Four CLIPs", loads="clip", widgets=_encoders(4), outputs=(CLIP,)),
+    *(_encoder_loader(count, gguf=False) for count in _COUNTED),
     Loader(
         name="CLIPVisionLoader",
         title="Load CLIP Vision",
@@ -179,40 +186,7 @@ GGUF_MODEL_LOADERS: Final = (
     ),
 )
 
-GGUF_ENCODER_LOADERS: Final = (
-    Loader(
-        name="CLIPLoaderGGUF",
-        title="Load GGUF CLIP",
-        loads="clip",
-        widgets=(*_encoders(1, _GGUF_ENCODERS), _encoder_type("CLIPLoader")),
-        outputs=(CLIP,),
-        gguf=True,
-    ),
-    Loader(
-        name="DualCLIPLoaderGGUF",
-        title="Load Two GGUF CLIPs",
-        loads="clip",
-        widgets=(*_encoders(2, _GGUF_ENCODERS), _encoder_type("DualCLIPLoader")),
-        outputs=(CLIP,),
-        gguf=True,
-    ),
-    Loader(
-        name="TripleCLIPLoaderGGUF",
-        title="Load Three GGUF CLIPs",
-        loads="clip",
-        widgets=_encoders(3, _GGUF_ENCODERS),
-        outputs=(CLIP,),
-        gguf=True,
-    ),
-    Loader(
-        name="QuadrupleCLIPLoaderGGUF",
-        title="Load Four GGUF CLIPs",
-        loads="clip",
-        widgets=_encoders(4, _GGUF_ENCODERS),
-        outputs=(CLIP,),
-        gguf=True,
-    ),
-)
+GGUF_ENCODER_LOADERS: Final = tuple(_encoder_loader(count, gguf=True) for count in _COUNTED)
 
 LOADERS: Final = {loader.name: loader for loader in (*CORE_LOADERS, *GGUF_MODEL_LOADERS, *GGUF_ENCODER_LOADERS)}
 """Every loader by name."""

@@ -67,11 +67,12 @@ def exact_allocation(plan: PlacementPlan) -> str:
 
 def describe(devices: Sequence[DeviceInfo], findings: Sequence[Finding]) -> str:
     """Devices and findings as lines of text; sizes in GB of 2^30 bytes."""
-    lines = ["device     total GB  free GB  models GB  what it is"]
+    width = max(len(name) for name in ("device", *(device.name for device in devices)))
+    lines = [f"{'device':<{width}}  total GB  free GB  models GB  what it is"]
     for device in devices:
         sizes = (device.total_bytes, device.free_bytes, device.loaded_bytes)
         total, free, loaded = (size / 2**30 for size in sizes)
-        lines.append(f"{device.name:<9} {total:>9.2f} {free:>8.2f} {loaded:>10.2f}  {device.label}")
+        lines.append(f"{device.name:<{width}} {total:>9.2f} {free:>8.2f} {loaded:>10.2f}  {device.label}")
     for finding in findings:
         lines.append(f"{finding.level}: {finding.subject}: {finding.message}")
         lines += [f"  -> {finding.remedy}"] if finding.remedy else []
