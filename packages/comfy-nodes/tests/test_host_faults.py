@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from host_testing import CAPACITY_BYTES, Host, comfyui, host, request
+from host_testing import CAPACITY_BYTES, Host, comfyui, host, request, sized
 from safetensors.torch import save_file
 
 import alloc_spec
@@ -14,7 +14,7 @@ import simdev
 from comfy_nodes import host as adapter
 from device_placement import BudgetTooSmallError
 
-__all__ = ["comfyui", "host"]
+__all__ = ["comfyui", "host", "sized"]
 pytestmark = pytest.mark.host
 
 BF16 = "bfloat16"
@@ -61,6 +61,57 @@ def test_a_compute_device_that_is_too_small(host: Host) -> None:
     with pytest.raises((alloc_spec.NoRoomError, BudgetTooSmallError), match="npu:0"):
         adapter.load_diffusion_model(host.diffusion(BF16), request("npu:0,3mb;cpu,*"))
     simdev.set_capacity(0, CAPACITY_BYTES)
+
+
+@pytest.fixture
+def no_weights_are_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal comes from the header; whoever reads the weights fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(host.module("comfy.utils"), "load_torch_file", refuse)
+
+
+SIZES = {"default": 2, "fp8_e4m3fn": 1, "fp8_e4m3fn_fast": 1, "fp8_e5m2": 1}
+
+
+@pytest.mark.usefixtures("sized", "no_weights_are_read")
+@pytest.mark.parametrize("weight_dtype", SIZES)
+def test_a_plan_that_does_not_fit_is_refused_before_the_weights_are_read(host: Host, weight_dtype: str) -> None:
+    loaded_bytes = host.diffusion(BF16).stat().st_size // 2 * SIZES[weight_dtype]
+    room = int(host.management.minimum_inference_memory())
+    for device, spec in ((1, "npu:0,0mb;npu:1,*"), (0, "npu:0,*;cpu,0mb")):
+        simdev.set_capacity(device, room + loaded_bytes * 9 // 10)
+        with pytest.raises((alloc_spec.NoRoomError, BudgetTooSmallError), match=f"npu:{device}"):
+            adapter.load_diffusion_model(host.diffusion(BF16), request(spec), weight_dtype=weight_dtype)
+        simdev.set_capacity(device, CAPACITY_BYTES)
+
+
+@pytest.mark.usefixtures("sized")
+@pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", "fp8_e5m2"])
+@pytest.mark.parametrize("kind", ["plain", BF16])
+def test_what_fits_in_the_type_that_is_asked_for_is_not_refused(host: Host, weight_dtype: str, kind: str) -> None:
+    path = host.diffusion(kind)
+    loaded_bytes = host.diffusion(BF16).stat().st_size // 2
+    room = int(host.management.minimum_inference_memory())
+    simdev.set_capacity(1, room + loaded_bytes * 12 // 10)
+    loaded = adapter.load_diffusion_model(path, request("npu:0,0mb;npu:1,*"), weight_dtype=weight_dtype)
+    assert host.sample(loaded.value).isfinite().all()
+    simdev.set_capacity(1, CAPACITY_BYTES)
+
+
+@pytest.mark.usefixtures("sized")
+def test_a_host_that_is_told_to_load_everything_in_8_bits_is_not_refused_what_fits_in_them(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.module("comfy.cli_args").args, "fp8_e4m3fn_unet", True)
+    path = host.diffusion(BF16)
+    room = int(host.management.minimum_inference_memory())
+    simdev.set_capacity(1, room + path.stat().st_size * 6 // 10)
+    model = adapter.load_diffusion_model(path, request("npu:0,0mb;npu:1,*")).value
+    assert model.model.get_dtype() == torch.float8_e4m3fn
+    simdev.set_capacity(1, CAPACITY_BYTES)
 
 
 def test_a_file_that_is_not_there(host: Host) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cli_gguf import write_gguf
 from safetensors.torch import save_file
 
 from comfy_nodes.host._errors import ModelFileError
-from comfy_nodes.host._headers import diffusion_prefix, has_header, is_stored_as_loaded, read_sizes
+from comfy_nodes.host._headers import diffusion_prefix, has_header, loaded_sizes, read_sizes
 
 WEIGHTS = {"blocks.0.q.weight": torch.zeros(64, 64), "blocks.0.q.bias": torch.zeros(64)}
 
@@ -66,15 +67,37 @@ def test_pickled_files_have_no_header(tmp_path: Path) -> None:
             read_sizes(tmp_path / name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
-def test_only_half_precision_is_loaded_as_it_is_stored(tmp_path: Path, dtype: torch.dtype) -> None:
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_half_precision_is_loaded_as_it_is_stored_unless_another_type_is_asked_for(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a.weight": torch.zeros(8, 8).to(dtype), "a.bias": torch.zeros(8)}, path)
-    assert is_stored_as_loaded(path) == (dtype in (torch.float16, torch.bfloat16))
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    assert loaded_sizes(path) == (read_sizes(path) if is_half else None)
+    asked = loaded_sizes(path, 1)
+    assert asked == (None if dtype.itemsize == 1 else {"a.weight": ((8, 8), 64), "a.bias": ((8,), 8)})
 
 
-def test_packed_weights_are_loaded_as_they_are_stored(packed: Path) -> None:
-    assert is_stored_as_loaded(packed)
+@pytest.mark.parametrize("element_bytes", [None, 1])
+def test_packed_weights_are_loaded_as_they_are_stored(packed: Path, element_bytes: int | None) -> None:
+    assert loaded_sizes(packed, element_bytes) == read_sizes(packed)
+
+
+def test_of_a_model_without_matrices_nothing_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "scales.safetensors"
+    save_file({"a.bias": torch.zeros(8).half()}, path)
+    assert loaded_sizes(path) is None
+
+
+def test_of_a_model_in_several_files_nothing_is_known(plain: Path) -> None:
+    index = plain.with_name("model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(WEIGHTS, plain.name)}))
+    assert read_sizes(index) == read_sizes(plain)
+    assert loaded_sizes(index) is None
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "net."])

@@ -89,6 +89,7 @@ def stream_count() -> int:
     return int(getattr(management, "NUM_STREAMS", 0) or 0)
 
 
-def deepclones(patcher_class: type[Any]) -> bool:
-    """Whether the host clones models onto other devices through the loader that made them."""
-    return hasattr(patcher_class, "deepclone_multigpu")
+def keeps_half_precision() -> bool:
+    """Whether half precision stays what it is when it is loaded: the host's command line can ask for 8 bits."""
+    device = management.get_torch_device()
+    return min(management.unet_dtype(device).itemsize, management.text_encoder_dtype(device).itemsize) > 1

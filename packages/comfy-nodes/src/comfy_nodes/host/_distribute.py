@@ -13,12 +13,12 @@ from torch import nn
 
 from alloc_spec import AllocationSpec, Dialect
 from comfy_nodes.host import _compat
-from comfy_nodes.host._headers import has_header, is_stored_as_loaded, read_sizes
+from comfy_nodes.host._headers import has_header, loaded_sizes, read_sizes
 from comfy_nodes.host._layers import Sizes, layer_tree
 from comfy_nodes.host._machine import known_device, reserve_bytes
 from comfy_nodes.host._patcher import PlacedPatcher
 from comfy_nodes.host._placement import settle
-from comfy_nodes.host._planning import Planned, compute_device, plan_tree
+from comfy_nodes.host._planning import compute_device, plan_tree
 from comfy_nodes.host._request import PlacementReport, PlacementRequest
 from device_placement import PlacementPlan
 
@@ -27,27 +27,33 @@ _log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 
-def check_files(paths: Sequence[str | Path], request: PlacementRequest, *, prefix: str = "") -> None:
+def check_files(
+    paths: Sequence[str | Path], request: PlacementRequest, *, prefix: str = "", dtype: torch.dtype | None = None
+) -> None:
     """Refuse what can be known to fail before anything is loaded.
 
-    A missing or cut-off file; a device that is not there; and where the file says how large the loaded model will be,
+    A missing or cut-off file; a device that is not there; and where it can be known how large the loaded model will be,
     an allocation that does not fit.
+
+    Args:
+        paths: of the files.
+        request: where the model computes and where its bytes live.
+        prefix: of the names in the file that are placed.
+        dtype: type that the host is told to load weights in; None where it chooses.
 
     Raises:
         HostError: see `plan_tree`.
     """
     compute_device(request)
-    sizes: dict[str, tuple[Sequence[int], int]] = {}
-    is_certain = True
-    for path in paths:
-        if has_header(path) or not Path(path).is_file():
-            sizes.update(read_sizes(path))
-            is_certain = is_certain and is_stored_as_loaded(path)
+    sizes = [read_sizes(path) for path in paths if has_header(path) or not Path(path).is_file()]
     if isinstance(request.allocation, AllocationSpec):
         for name in request.allocation.devices:
             known_device(name)
-    if request.is_placed and sizes and is_certain and len(paths) == 1:
-        plan_tree(layer_tree(sizes, prefix=prefix), request, subject=Path(paths[0]).name)
+    if not request.is_placed or len(paths) != 1 or not sizes or not (dtype or _compat.keeps_half_precision()):
+        return
+    loaded = loaded_sizes(paths[0], None if dtype is None else dtype.itemsize)
+    if loaded is not None:
+        plan_tree(layer_tree(loaded, prefix=prefix), request, subject=Path(paths[0]).name)
 
 
 def device_options(request: PlacementRequest) -> dict[str, Any]:
@@ -132,6 +138,3 @@ def _say_what_it_costs(request: PlacementRequest, subject: str) -> None:
         else ""
     )
     _log.info("%s: loaded without the host's dynamic VRAM, which does not know donors%s", subject, offer)
-
-
-__all__ = ["Planned", "check_files", "device_options", "distribute", "eject", "homes_of", "model_sizes"]

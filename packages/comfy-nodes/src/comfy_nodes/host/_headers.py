@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from block_discovery import HeaderError, read_safetensors_header, read_safetensors_index
@@ -11,6 +12,8 @@ from gguf_loader import GgufError, read_header
 
 GGUF_SUFFIX = ".gguf"
 _READABLE = (".safetensors", ".sft", ".json")
+_HALF = frozenset({"bfloat16", "float16"})
+_DENSE = _HALF | {"float32"}
 
 _UNET_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "diffusion_model.")
 """What checkpoints put before the names of their diffusion model; the first that occurs counts."""
@@ -45,13 +48,29 @@ def read_sizes(path: str | Path) -> Sizes:
     return {name: (tensor.shape, tensor.size_bytes) for name, tensor in header.tensors.items()}
 
 
-def is_stored_as_loaded(path: str | Path) -> bool:
-    """Whether a loaded model takes as many bytes as its file: not sure where the host may choose a smaller type."""
+def loaded_sizes(path: str | Path, element_bytes: int | None = None) -> Sizes | None:
+    """Shape and bytes of every tensor once it is loaded; None where only the host can tell, with the file read.
+
+    Args:
+        path: of the file.
+        element_bytes: of the type that the host is told to load weights in; None where it chooses, which it does by
+            architecture, device and free memory, but for packed weights and those in half precision.
+
+    Raises:
+        ModelFileError: see `read_sizes`.
+    """
+    sizes = read_sizes(path)
     file = Path(path)
-    if file.suffix.lower() == GGUF_SUFFIX or file.suffix == ".json":
-        return file.suffix.lower() == GGUF_SUFFIX
+    if file.suffix.lower() == GGUF_SUFFIX:
+        return sizes
+    if file.suffix == ".json":
+        return None
     types = {tensor.dtype for tensor in read_safetensors_header(file).tensors.values() if len(tensor.shape) > 1}
-    return bool(types) and types <= {"bfloat16", "float16"}
+    if element_bytes is None:
+        return sizes if types and types <= _HALF else None
+    if not types <= _DENSE:
+        return None
+    return {name: (shape, math.prod(shape) * element_bytes) for name, (shape, _) in sizes.items()}
 
 
 def diffusion_prefix(sizes: Sizes) -> str:

@@ -48,10 +48,8 @@ def load_diffusion_model(path: str | Path, request: PlacementRequest, *, weight_
     """
     if weight_dtype not in _WEIGHT_DTYPES:
         raise ModelFileError(path, f"weight_dtype {weight_dtype!r} is none", f"use {', '.join(_WEIGHT_DTYPES)}")
-    if weight_dtype == "default":
-        check_files([path], request, prefix=diffusion_prefix(read_sizes(path)) if has_header(path) else "")
-    else:
-        check_files([path], replace(request, allocation=None))
+    prefix = diffusion_prefix(read_sizes(path)) if has_header(path) else ""
+    check_files([path], request, prefix=prefix, dtype=_WEIGHT_DTYPES[weight_dtype].get("dtype"))
     weights, metadata = _compat.read_torch_file(str(path))
     options = {**_WEIGHT_DTYPES[weight_dtype], **device_options(request)}
     patcher = _diffusion_model(str(path), weights, metadata, options, is_classic=request.is_placed)
