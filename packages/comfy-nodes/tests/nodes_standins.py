@@ -6,7 +6,9 @@ Imported only in the host's process: like such packs, it asks the host for its d
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import comfy.model_management as management
@@ -15,6 +17,11 @@ from comfy_api.latest import io
 
 device = management.get_torch_device()
 offload_device = management.unet_offload_device()
+
+helpers = ModuleType(f"{__name__}.helpers")
+"""A second module of the pack, with a device of its own."""
+helpers.device = helpers.DEVICE = device  # type: ignore[attr-defined]
+sys.modules[helpers.__name__] = helpers
 
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "published_nodes.json").read_text())["nodes"]
 
@@ -82,6 +89,22 @@ class Sampler(ByGlobal):
         transformer = inputs["model"].model.diffusion_model
         where = {"device": str(device), "offload_device": str(offload_device)}
         return where, {name: str(getattr(transformer, name)) for name in ("offload_device", "cache_device")}
+
+
+class Decode(ByGlobal):
+    """Looks at its tiles before it runs, and asks another module of its pack."""
+
+    BASE = "WanVideoDecode"
+    OURS = ("load_device",)
+    RETURN_TYPES = ("IMAGE",)
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, tile_x: int, tile_stride_x: int) -> bool | str:
+        return f"{cls.BASE}: tiles must overlap" if tile_x <= tile_stride_x else True
+
+    def run(self, **inputs: Any) -> tuple[Any, ...]:
+        where = {"device": str(device), "offload_device": str(offload_device), "inputs": inputs}
+        return ({**where, "elsewhere": str(helpers.device), "untouched": str(helpers.DEVICE)},)
 
 
 class Failing(ByGlobal):
@@ -223,7 +246,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "WanVideoTextEncodeSingle": _make("WanVideoTextEncodeSingle", "load_device", device=_GPU_OR_CPU),
     "WanVideoTextEncodeCached": _make("WanVideoTextEncodeCached", "load_device", device=_GPU_OR_CPU),
     "WanVideoImageToVideoEncode": _make("WanVideoImageToVideoEncode", "load_device"),
-    "WanVideoDecode": _make("WanVideoDecode", "load_device"),
+    "WanVideoDecode": Decode,
     "WanVideoEncode": _make("WanVideoEncode", "load_device"),
     "WanVideoVACEEncode": _make("WanVideoVACEEncode", "load_device"),
     "WanVideoClipVisionEncode": _make("WanVideoClipVisionEncode", "load_device"),

@@ -138,27 +138,78 @@ def test_a_pack_with_a_device_of_its_own_runs_where_it_is_told(pack: Pack, stand
     assert (standins.device, standins.offload_device) == before
 
 
-@pytest.mark.parametrize("wanted", ["npu:0", "npu:3"])
+@pytest.mark.parametrize("wanted", ["npu:0", "npu:3", "cpu"])
 def test_a_pack_that_asks_the_host_is_answered_with_the_device(pack: Pack, standins: ModuleType, wanted: str) -> None:
-    current = torch.accelerator.current_device_index()
+    current, management = torch.accelerator.current_device_index(), standins.management
     result = pack.run("MMAudioSamplerMultiGPU", steps=2, device=wanted).args[0]
     assert (result["device"], result["made_on"]) == (wanted, wanted)
     assert torch.accelerator.current_device_index() == current
+    assert standins.management is management
+    assert str(management.get_torch_device()) == f"npu:{current}"
 
 
-def test_a_pack_that_asks_the_host_cannot_be_sent_to_the_cpu_and_says_so(pack: Pack, standins: ModuleType) -> None:
+def test_what_a_pack_sets_in_the_host_stays(pack: Pack, standins: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    management = standins.management
+
+    def run(self: Any) -> tuple[str]:
+        standins.management.torchspan_test = standins.management.vae_device()
+        return ("done",)
+
+    monkeypatch.setattr(standins.ByHost, "run", run)
+    try:
+        pack.run("MMAudioModelLoaderMultiGPU", device="npu:1")
+        assert management.torchspan_test == torch.device("npu:1")
+    finally:
+        vars(management).pop("torchspan_test", None)
+
+
+def test_a_pack_that_asks_the_host_in_its_own_way_cannot_be_sent_to_the_cpu_and_says_so(
+    pack: Pack, standins: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kept in ("device", "management"):
+        monkeypatch.delattr(standins, kept)
     with pytest.raises(PlacementRefusedError, match=r"nodes_standins .*asks the host.*choose npu:0 instead of cpu"):
-        # The stand-in module has a device of its own; without it only the host's answer is left.
-        standin_device = standins.__dict__.pop("device")
-        try:
-            pack.run("MMAudioSamplerMultiGPU", device="cpu")
-        finally:
-            standins.device = standin_device  # type: ignore[attr-defined]
+        pack.run("MMAudioSamplerMultiGPU", device="cpu")
 
 
-def test_florence_takes_its_second_device(pack: Pack, standins: ModuleType) -> None:
-    pack.run("Florence2ModelLoaderMultiGPU", model="m", device="npu:1", offload_device="cpu")
-    assert str(standins.offload_device) == "cpu"
+@pytest.mark.parametrize("wanted", ["npu:1", "cpu"])
+def test_all_modules_of_a_pack_are_told_and_told_back(pack: Pack, standins: ModuleType, wanted: str) -> None:
+    before = standins.helpers.device
+    result = pack.run("WanVideoDecodeMultiGPU", tile_x=2, tile_stride_x=1, load_device=wanted).args[0]
+    assert (result["device"], result["elsewhere"], result["untouched"]) == (wanted, wanted, str(before))
+    assert standins.helpers.device is before
+
+
+@pytest.mark.parametrize("offload", ["cpu", "npu:2"])
+def test_florence_takes_its_second_device(
+    pack: Pack, standins: ModuleType, monkeypatch: pytest.MonkeyPatch, offload: str
+) -> None:
+    monkeypatch.delattr(standins, "offload_device")
+
+    def run(self: Any, **inputs: Any) -> tuple[str, ...]:
+        return (str(standins.management.unet_offload_device()),)
+
+    monkeypatch.setattr(standins.ByHost, "run", run)
+    assert pack.run("Florence2ModelLoaderMultiGPU", model="m", device="npu:1", offload_device=offload).args == (
+        offload,
+    )
+
+
+def test_what_a_pack_says_of_its_values_is_said_before_anything_runs(pack: Pack, standins: ModuleType) -> None:
+    given = {"vae": ["2", 0], "load_device": ["1", 0], "samples": ["3", 0], "tile_y": 1, "tile_stride_y": 1}
+    prompt = {
+        "1": {"class_type": "DeviceSelectorMultiGPU", "inputs": {"device": "npu:1"}},
+        "2": {"class_type": "WanVideoVAELoaderMultiGPU", "inputs": {"model_name": "main_device"}},
+        "3": {"class_type": "WanVideoSampler", "inputs": {}},
+    }
+    checked = pack.classes()["WanVideoDecodeMultiGPU"].validate_inputs
+    assert checked(tile_x=2, tile_stride_x=1) is True
+    for tile, said in ((2, None), (1, "tiles must overlap")):
+        decode = {"class_type": "WanVideoDecodeMultiGPU", "inputs": {**given, "tile_x": tile, "tile_stride_x": 1}}
+        refused = pack.check(
+            {**prompt, "4": decode, "look": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}}}
+        )
+        assert ("tiles must overlap" in refused.get("4", "")) is bool(said)
 
 
 def test_inputs_that_the_device_replaces_are_filled_for_the_pack(pack: Pack, standins: ModuleType) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,19 @@ def sibling_class(node: SiblingNode) -> type:
         "define_schema": classmethod(define_schema),
         "execute": classmethod(execute),
     }
+    if hasattr(base, "VALIDATE_INPUTS"):
+        members["validate_inputs"] = classmethod(_check_of(base))
     return type(node.node_id, (_app.comfy_api().io.ComfyNode,), members)
+
+
+def _check_of(base: Any) -> Callable[..., Any]:
+    """What a pack itself says about values before a node runs; the host looks at its signature for what it wants."""
+
+    def validate_inputs(_cls: type, /, **given: Any) -> Any:
+        return base.VALIDATE_INPUTS(**given)
+
+    validate_inputs.__signature__ = inspect.signature(base.VALIDATE_INPUTS.__func__)  # type: ignore[attr-defined]
+    return validate_inputs
 
 
 def own_inputs(node: SiblingNode, described: Mapping[str, Mapping[str, Any]]) -> list[Described]:
