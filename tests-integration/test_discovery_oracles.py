@@ -29,7 +29,7 @@ def scores_of(family: str) -> list[Score]:
     if family == "comfy" and find_comfyui() is None:
         pytest.skip("no ComfyUI checkout at COMFYUI_PATH or ~/.cache/torchspan/ComfyUI")
     pytest.importorskip(LIBRARIES[family])
-    return score_family(family)
+    return score_family(family, repeats=1)
 
 
 @pytest.mark.timeout(900)

@@ -161,12 +161,18 @@ def score(oracle: Oracle, repeats: int = 10) -> Score:
     )
 
 
-def score_family(family: str, folder: Path = discovery_oracles.DATA) -> list[Score]:
-    """Score every oracle of a family."""
+def score_family(family: str, folder: Path = discovery_oracles.DATA, *, repeats: int = 10) -> list[Score]:
+    """Score every oracle of a family; `repeats` as in `score`."""
     scores = []
-    for oracle in discovery_oracles.load(family, folder):
-        scores.append(score(oracle))
-        gc.collect()
+    try:
+        for oracle in discovery_oracles.load(family, folder):
+            scores.append(score(oracle, repeats))
+            gc.collect()
+            # What lives on are the library's classes. To look through all of them after each model takes longer than
+            # to build and score it.
+            gc.freeze()
+    finally:
+        gc.unfreeze()
     return scores
 
 

@@ -4,10 +4,11 @@ Usage: python tools/bench/gguf_cuda.py [--device cuda] [--size 4096] [--repeats 
        [--comfyui-gguf PATH-OF-A-CHECKOUT]
 
 Four tables, and the name of the GPU that they are from:
-1. Every type: whether the GPU's float32 equals the CPU's bit for bit and its bfloat16 that value rounded once; the time
-   of Triton's kernel alone (a graph of calls on several tensors, more than the cache holds); its rate as a share of
-   what a device copy reaches, counting the bytes that have to move (blocks read once, weights written once), 1.0 being
-   the ideal; and the time of one call from an idle start, the host's work included, by Triton, eager torch, the peer.
+1. Every type: whether the GPU's float32 equals the CPU's bit for bit and its bfloat16 that value rounded once, by
+   Triton and by eager torch alike; the time of Triton's kernel alone (a graph of calls on several tensors, more than
+   the cache holds); its rate as a share of what a device copy reaches, counting the bytes that have to move (blocks
+   read once, weights written once), 1.0 being the ideal; and the time of one call from an idle start, the host's work
+   included, by Triton, eager torch, the peer.
 2. A linear layer, Q4_K, by tokens: packed against dense bfloat16 and against dequantising the whole weight first.
 3. LoRA of rank 32 beside that layer.
 4. Time from the host: packed blocks copied and dequantised on the GPU, against a copy of the dense weight.
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product as pairs
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,10 @@ from gguf_lora import adapters, layer_with
 from gguf_packing import BLOCK_TYPES, same_bits, tame_blocks
 from torch import Tensor, nn
 
-from gguf_loader import DequantConfig, GgmlType, PackedTensor, ScratchPool, configure, dequantize, type_by_name
+from gguf_loader import Backend, DequantConfig, GgmlType, PackedTensor, ScratchPool, configure, dequantize, type_by_name
+
+BACKENDS: tuple[Backend, ...] = ("auto", "eager")
+"""What dequantises on a GPU: Triton, where it is installed, and eager torch."""
 
 FLUSH_BYTES = 256 << 20
 """More than any GPU's second-level cache: written between repeats, so that blocks come from memory."""
@@ -84,15 +89,15 @@ class Timer:
 
 
 def exact(name: str, device: torch.device) -> bool:
-    """Whether random blocks mean the same on the device as on the CPU, in float32 and in bfloat16."""
+    """Whether random blocks mean the same on the device as on the CPU, by each backend and in each dtype."""
     kind = type_by_name(name)
     weights = 1000 * kind.block_size
     generator = torch.Generator().manual_seed(1)
     blocks = torch.randint(0, 256, (kind.size_bytes(weights),), dtype=torch.uint8, generator=generator)
     expected = dequantize(blocks, kind, (weights,), backend="eager")
-    moved = blocks.to(device)
-    found = [dequantize(moved, kind, (weights,), dtype=dtype).cpu() for dtype in (torch.float32, torch.bfloat16)]
-    return same_bits(found[0], expected) and same_bits(found[1], expected.bfloat16())
+    run = partial(dequantize, blocks.to(device), kind, (weights,))
+    choices = pairs(BACKENDS, (torch.float32, torch.bfloat16))
+    return all(same_bits(run(backend=backend, dtype=dtype).cpu(), expected.to(dtype)) for backend, dtype in choices)
 
 
 def table_of_types(names: Sequence[str], size: int, timer: Timer, peer: Any) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "gguf-loader" / "tests"))
@@ -160,13 +161,13 @@ def shared_pss_kib(path: Path, processes: int) -> int:
     return total
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Parse the command line, make the files, print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5, help="how long each opener repeats itself, at least once")
     parser.add_argument("--file", type=Path, action="append", default=[])
     parser.add_argument("--ggml-library", type=Path, help="shared library with ggml's C reader, to compare with")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     openers = OPENERS
     if arguments.ggml_library:
         openers = {"C (ggml)": C_OPENER.format(library=str(arguments.ggml_library.resolve())), **OPENERS}
