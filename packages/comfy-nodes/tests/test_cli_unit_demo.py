@@ -16,10 +16,22 @@ from typing import Any
 import pytest
 import torch
 
+from alloc_spec import parse
+from block_discovery import discover_names
 from comfy_nodes.cli import _demo, main
 from comfy_nodes.cli._demo_run import Run, largest_difference, one_core_for_the_link
 from comfy_nodes.cli._exit import ExitCode
-from device_placement import Estimate, PlacedModel, PlacementPlan, PlacementStats, place
+from device_placement import (
+    Device,
+    Estimate,
+    Hardware,
+    Link,
+    PlacedModel,
+    PlacementPlan,
+    PlacementStats,
+    place,
+    plan,
+)
 
 SMALL = ["--blocks", "8", "--steps", "3", "--workers", "0"]
 
@@ -119,6 +131,32 @@ def test_a_wrong_output_is_told_and_ends_with_1(
     captured = capsys.readouterr()
     assert "the placed model computed something else" in captured.err
     assert "output difference to the unplaced model: 0.0\n" not in captured.out
+
+
+def test_a_policy_that_does_not_fit_is_said_to_and_the_others_are_predicted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Slots for whole blocks are twice those for halves of blocks, and there is room for the latter alone."""
+    tree = discover_names(
+        {f"blocks.{index}.{part}.weight": ((256, 256), "float32") for index in range(8) for part in "abcd"}
+    )
+    room = tree.size_bytes * 11 // 16
+    machine = Hardware(
+        compute=_demo.COMPUTE,
+        devices=(
+            Device(name=_demo.COMPUTE, total_bytes=room, free_bytes=room),
+            Device(name=_demo.DONOR, total_bytes=1 << 30, free_bytes=1 << 30),
+        ),
+        links=(Link(source=_demo.DONOR, target=_demo.COMPUTE, gb_per_second=1.0),),
+    )
+    spec = parse(f"{_demo.COMPUTE},50%;{_demo.DONOR},*")
+    placement = plan(tree, spec, machine, slots=2)
+    estimate = _demo._predict(tree, spec, machine, placement, 0.01)
+    assert estimate.seconds is not None and estimate.seconds >= 0.01
+    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines() if row}
+    assert "this plan" in rows["stripe"] and "does not fit" not in rows["stripe"]
+    for policy in ("interleave", "contiguous"):
+        assert rows[policy].endswith("does not fit")
 
 
 def timed(pass_seconds: float) -> Run:

@@ -64,6 +64,9 @@ def test_files_are_those_of_the_host_and_gguf_files_besides(pack: Pack) -> None:
     assert not any(name.endswith(".gguf") for name in offered("UNETLoaderMultiGPU", "unet_name"))
     assert {packed, "flux1-dev-Q8_0.gguf"} == set(offered("UnetLoaderGGUFMultiGPU", "unet_name"))
     assert {"clip_l.safetensors", "t5-Q8_0.gguf"} <= set(offered("DualCLIPLoaderGGUFMultiGPU", "clip_name1"))
+    for node_id, name in (("CLIPLoaderMultiGPU", "clip_name"), ("QuadrupleCLIPLoaderMultiGPU", "clip_name4")):
+        assert "clip_l.safetensors" in offered(node_id, name)
+        assert not any(file.endswith(".gguf") for file in offered(node_id, name))
     assert "pixel_space" in offered("VAELoaderMultiGPU", "vae_name")
     assert "wan" in offered("CLIPLoaderMultiGPU", "type")
     assert f"diffusion_models/{packed}" in offered("TorchspanPlan", "model_name")
@@ -90,6 +93,18 @@ def test_a_bad_text_is_shown_at_the_node_with_its_caret(pack: Pack) -> None:
     assert "expected ';' or the end after an amount, found ','\n    npu:0,2gb,cpu,*\n             ^" in said
     assert 'did you mean "npu:0,2gb;cpu,*"?' in said
     assert said.count("expected") == 1
+
+
+@pytest.mark.parametrize("part", ["unet", "clip"])
+def test_a_bad_text_of_one_part_of_a_checkpoint_is_shown_at_the_node(pack: Pack, part: str) -> None:
+    devices = {"unet_compute_device": "npu:0", "clip_compute_device": "npu:0", "vae_device": "npu:0"}
+    moved = {f"{each}_virtual_vram_gb": 1.0 for each in ("unet", "clip")}
+    donors = {f"{each}_donor_device": "cpu" for each in ("unet", "clip")}
+    inputs: dict[str, Any] = {"ckpt_name": "sd_xl_base_1.0.safetensors", **devices, **moved, **donors}
+    assert pack.check(node("CheckpointLoaderAdvancedDisTorch2MultiGPU", **inputs)) == {}
+    inputs[f"{part}_expert_mode_allocations"] = "npu:0,2gb,cpu,*"
+    said = pack.check(node("CheckpointLoaderAdvancedDisTorch2MultiGPU", **inputs))["1"]
+    assert "\n    npu:0,2gb,cpu,*\n             ^" in said
 
 
 @pytest.mark.parametrize("name", ["compute_device", "donor_device"])

@@ -100,7 +100,8 @@ def _without_dependency() -> list[NodeRow]:
     missing = [name for name in ("gguf", "gguf_loader") if find_spec(name) is None]
     if not missing:
         return []
-    _log.warning("%d nodes for GGUF files are left out: %s is not installed", len(rows), " and ".join(missing))
+    names = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'}"
+    _log.warning("%d nodes for GGUF files are left out: %s not installed", len(rows), names)
     return rows
 
 
