@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = "device_placement"
-ORDERING_CALLS = ("wait_event", "record", "record_stream", "synchronize", "arrive", "release", "wait")
+ORDERING_CALLS = ("wait_event", "record", "record_stream", "synchronize", "arrive", "follow", "release", "wait")
 """Methods that order one thing after another, or tell somebody else when to."""
 
 ORDERED_MODULES = ("_streams", "_backend_accelerator", "_streamed", "_engine", "_homes")

@@ -234,8 +234,10 @@ def test_a_worker_does_jobs_in_order_and_passes_on_what_they_raise() -> None:
     last = worker.give(lambda: done.append(9))
     for job in jobs:
         job.wait()
+        job.raise_error()
+    failing.wait()
     with pytest.raises(LookupError, match="as asked"):
-        failing.wait()
+        failing.raise_error()
     last.wait()
     assert done == [0, 1, 2, 3, 4, 9]
     worker.close()

@@ -25,6 +25,7 @@ from device_placement import (
     TensorHome,
     UnitPlacement,
     UnknownDeviceError,
+    predict,
 )
 from device_placement._plan import POLICIES
 
@@ -255,3 +256,30 @@ def test_policies_are_those_of_the_type_and_stripe_is_the_first() -> None:
 def test_every_error_of_the_package_has_one_root() -> None:
     errors = [getattr(device_placement, name) for name in device_placement.__all__ if name.endswith("Error")]
     assert errors and all(issubclass(error, PlacementError) for error in errors)
+
+
+IMPOSSIBLE = ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1" + "0" * 400, "1" * 5000]
+
+
+@pytest.mark.parametrize("number", IMPOSSIBLE, ids=lambda text: text[:12])
+@pytest.mark.parametrize("field", ["gb_per_second", "latency_seconds"])
+def test_a_number_that_no_float_can_be_is_refused(field: str, number: str) -> None:
+    text = HARDWARE.to_json()
+    value = getattr(HARDWARE.links[0], field)
+    broken = text.replace(f'"{field}": {value!r}', f'"{field}": {number}', 1)
+    assert broken != text
+    with pytest.raises(InvalidJsonError):
+        Hardware.from_json(broken)
+
+
+def test_an_estimate_with_an_impossible_time_is_refused() -> None:
+    estimate = predict(PLAN, HARDWARE, compute_seconds=0.25)
+    text = estimate.to_json().replace('"compute_seconds": 0.25', '"compute_seconds": NaN', 1)
+    assert "NaN" in text
+    with pytest.raises(InvalidJsonError, match="NaN"):
+        Estimate.from_json(text)
+
+
+def test_a_text_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(InvalidJsonError, match="not JSON"):
+        PlacementPlan.from_json("[" * 100_000)

@@ -121,7 +121,6 @@ TEXTS = ["cuda:0,40%;cuda:1,*;cpu,20%", "cuda:0,auto;cuda:1,*", "cuda:1,1kb;cuda
 
 @given(trees(), st.sampled_from(TEXTS), st.sampled_from(POLICIES))
 def test_a_budget_resolved_beforehand_gives_the_plan_of_its_text(tree: BlockTree, text: str, policy: Policy) -> None:
-    assume(tree.size_bytes)
     assume(tree.size_bytes > 0)
     hardware = machine(GIB, donors=DONORS)
     memory = {
@@ -134,7 +133,7 @@ def test_a_budget_resolved_beforehand_gives_the_plan_of_its_text(tree: BlockTree
         try:
             return plan(tree, allocation, hardware, policy=policy)
         except BudgetTooSmallError as error:
-            return str(error)
+            return str(error).splitlines()[0]  # what follows is the text changed, or one made for the budget
 
     assert outcome(budget) == outcome(text)
 

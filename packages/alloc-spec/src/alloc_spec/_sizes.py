@@ -71,7 +71,8 @@ def human_size(size_bytes: int) -> str:
     ('2.5 GiB', '6.32 GiB', '512 bytes')
     """
     for name, unit_bytes in (("TiB", 1024**4), ("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
-        if size_bytes >= unit_bytes:
+        # Not 1024 of the next smaller unit either, as what is just below rounds to.
+        if round(size_bytes * 1024 / unit_bytes, 2) >= 1024:
             return f"{size_bytes / unit_bytes:.2f}".rstrip("0").rstrip(".") + f" {name}"
     return f"{size_bytes} bytes"
 

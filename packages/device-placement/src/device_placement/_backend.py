@@ -43,6 +43,8 @@ class Gate(Protocol):
     def arrive(self) -> float:
         """Make what the calling thread computes from now on wait for the copies.
 
+        A copy that failed is raised once; whoever calls must then `fill` again before the slot is read.
+
         Returns:
             seconds that the host waited: 0 where the device waits by itself.
         """
@@ -68,7 +70,7 @@ class Streamer(Protocol):
         """The gate of a fresh slot."""
 
     def synchronize(self) -> None:
-        """Wait on the host until every copy and every forward that was started is done."""
+        """Wait on the host until every copy and every forward that was started is done; raises what had failed."""
 
     def close(self) -> None:
         """Give back threads and streams, after `synchronize`; nothing is copied any more."""

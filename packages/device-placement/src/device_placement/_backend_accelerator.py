@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from device_placement import _peer
-from device_placement._backend import allocate_or_refuse
+from device_placement._backend import AllocationRefused, allocate_or_refuse
 from device_placement._errors import DeviceUnavailableError, PeerCopyError
 from device_placement._pinning import HostMemory
 from device_placement._streams import (
@@ -194,7 +194,15 @@ class AcceleratorStreamer:
         key = (donor, target.untyped_storage().data_ptr())
         hop = self._hops.get(key)
         if hop is None:
-            hop = self._hops[key] = Hop(self._host.allocate(self._unreachable[donor], self._device))
+            size_bytes = self._unreachable[donor]
+            try:
+                hop = self._hops[key] = Hop(self._host.allocate(size_bytes, self._device))
+            except AllocationRefused as refusal:
+                raise DeviceUnavailableError(
+                    donor,
+                    f"its bytes have to go through the host, which has no {size_bytes} for them ({refusal.answer})",
+                    "free host memory, or take it off the donors",
+                ) from refusal
         return hop
 
     def _bouncing(self) -> Bouncer | None:

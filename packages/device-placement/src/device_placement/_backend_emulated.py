@@ -158,8 +158,9 @@ class EmulatedTransfer:
     def finish(self) -> None:
         """Wait until the bytes are there and the link would have delivered them."""
         if self._job is not None:
-            self._job.wait()
-            self._job = None
+            job, self._job = self._job, None
+            job.wait()
+            job.raise_error()
             self._clock.wait_until(self._arrival)
 
     def _copy(self) -> None:

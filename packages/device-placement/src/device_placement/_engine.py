@@ -20,13 +20,12 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from device_placement._backend import Streamer
-from device_placement._buffers import is_packed
 from device_placement._errors import HandleStateError, StreamedWriteError
 from device_placement._homes import Homes
 from device_placement._kept import Kept
+from device_placement._leaving import out_of
 from device_placement._order import CallOrder
 from device_placement._ring import Ring
 from device_placement._streamed import Slot, StreamedUnit
@@ -67,9 +66,10 @@ class Engine:
         self._streamer = streamer
         self._make_ring = make_ring
         self._ring: Ring | None = None
+        self._closed = False
         self._order = CallOrder(self.units)
         self._active: list[StreamedUnit] = []
-        self._homes = Homes(self.units, self.residents, streamer)
+        self._homes = Homes(self.units, self.residents, self.synchronize)
         self.start()
 
     @property
@@ -89,7 +89,7 @@ class Engine:
 
         Raises:
             HandleInvalidatedError: its tensors were moved or deleted since they were placed.
-            HandleStateError: the model is paused, or more units are nested than there are slots.
+            HandleStateError: the model is paused or was removed, or more units are nested than there are slots.
         """
         began = perf_counter_ns()
         self.lock.acquire()
@@ -97,6 +97,7 @@ class Engine:
             if unit.depth:
                 self._enter_again(unit)
                 return
+            self._running_ring()
             if not unit.is_untouched():
                 self._reconcile(unit)
             expected = self._order.record(unit)
@@ -110,6 +111,8 @@ class Engine:
             unit.calls += 1
             self._active.append(unit)
         except BaseException:
+            if not unit.depth:
+                self._doubt(unit)
             self.lock.release()
             raise
         if waited:
@@ -144,7 +147,7 @@ class Engine:
             if slot.buffer is None:
                 self._restore(unit)
                 return None
-            saved = _out_of(slot, result)
+            saved = out_of(slot, result)
             written = unit.wrote_to(slot.buffer)
             self._restore(unit)
             if written:
@@ -200,6 +203,11 @@ class Engine:
                 for _ in range(calls):
                     self.lock.release()
 
+    def _doubt(self, unit: StreamedUnit) -> None:
+        """What is in the slot of a unit may not have arrived: its next call fetches it again."""
+        if self._ring is not None:
+            self._ring.empty(unit)
+
     def _reconcile(self, unit: StreamedUnit) -> None:
         """The host edited, replaced or moved tensors of the unit."""
         if self._homes.reloaded:
@@ -212,9 +220,11 @@ class Engine:
     # ------------------------------------------------------------------------------------------------ what comes next
 
     def _running_ring(self) -> Ring:
-        if self._ring is None:
-            raise HandleStateError("the placed model is paused and has no slots; call resume() on its handle")
-        return self._ring
+        if self._ring is not None:
+            return self._ring
+        if self._closed:
+            raise HandleStateError("the placement was removed while the model was called; place() it again")
+        raise HandleStateError("the placed model is paused and has no slots; call resume() on its handle")
 
     def _catch_up(self, unit: StreamedUnit, expected: bool) -> Slot:
         """Get a unit that was not expected, or not fetched, and make up for it."""
@@ -269,7 +279,7 @@ class Engine:
             HandleStateError: a forward of the calling thread runs.
         """
         with self.lock:
-            self._require_idle("refresh()")
+            self.require_idle("refresh()")
             self._homes.restore()
             if self._ring is not None:
                 for unit in self.units:
@@ -290,7 +300,11 @@ class Engine:
                     self._homes.settle(unit)
             with torch.inference_mode(False), torch.no_grad():
                 self._ring = self._make_ring(self._slots)
-            self._prefetch()
+            try:
+                self._prefetch()
+            except BaseException:
+                self._give_slots_back()
+                raise
 
     def stop(self, what: str) -> None:
         """Wait for all copies and forwards, then give the slots back.
@@ -299,12 +313,26 @@ class Engine:
             HandleStateError: a forward of the calling thread runs.
         """
         with self.lock:
-            self._require_idle(what)
+            self.require_idle(what)
             if self._ring is not None:
-                self._streamer.synchronize()
-                for unit in self.units:
-                    unit.forget_slots()
-                self._ring = None
+                try:
+                    self.synchronize()
+                finally:
+                    self._give_slots_back()
+
+    def synchronize(self) -> None:
+        """Wait for all copies and forwards. A copy that failed is raised; nobody relies on any slot then."""
+        try:
+            self._streamer.synchronize()
+        except BaseException:
+            for unit in self.units:
+                self._doubt(unit)
+            raise
+
+    def _give_slots_back(self) -> None:
+        for unit in self.units:
+            unit.forget_slots()
+        self._ring = None
 
     def resize(self, slots: int) -> None:
         """Run with another number of slots; with the old one if there is no room.
@@ -327,21 +355,35 @@ class Engine:
                 raise
 
     def close(self) -> None:
-        """Stop, give back threads and streams, and let go of the model."""
-        with self.lock:
-            self.stop("remove()")
-            self._streamer.close()
-            self.units = ()
-            self.residents = ()
-            self._homes = Homes((), (), self._streamer)
-            self._order = CallOrder(())
+        """Stop, give back threads and streams, and let go of the model; also where a copy had failed, which is raised.
 
-    def _require_idle(self, what: str) -> None:
-        self._abandon_left()
-        if self._active:
-            raise HandleStateError(
-                f"{what} was called inside the forward of {self._active[-1].path!r}; wait for its end"
-            )
+        Raises:
+            HandleStateError: a forward of the calling thread runs; nothing was done.
+        """
+        with self.lock:
+            self.require_idle("remove()")
+            try:
+                self.stop("remove()")
+            finally:
+                self._closed = True
+                self._streamer.close()
+                self.units = ()
+                self.residents = ()
+                self._homes = Homes((), (), self.synchronize)
+                self._order = CallOrder(())
+
+    def require_idle(self, what: str) -> None:
+        """Refuse what must not be done inside a forward of the calling thread.
+
+        Raises:
+            HandleStateError: one runs.
+        """
+        with self.lock:
+            self._abandon_left()
+            if self._active:
+                raise HandleStateError(
+                    f"{what} was called inside the forward of {self._active[-1].path!r}; wait for its end"
+                )
 
 
 def _is_running(unit: StreamedUnit) -> bool:
@@ -353,16 +395,3 @@ def _is_running(unit: StreamedUnit) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _out_of(slot: Slot, result: Any) -> Any:
-    """A copy of a result that lies in the slot, which will be overwritten; None when it does not."""
-    if isinstance(result, Tensor):
-        plain = result.layout is torch.strided and not is_packed(result)
-        return result.clone() if plain and slot.start <= result.data_ptr() < slot.end else None
-    if isinstance(result, tuple | list):
-        saved = [_out_of(slot, item) for item in result]
-        if any(item is not None for item in saved):
-            items = [old if new is None else new for old, new in zip(result, saved, strict=True)]
-            return result._make(items) if hasattr(result, "_make") else type(result)(items)
-    return None

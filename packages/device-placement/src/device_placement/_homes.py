@@ -6,12 +6,11 @@ load a state dict. What it must not do is move them: then nothing would say on w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from device_placement._backend import Streamer
 from device_placement._errors import HandleInvalidatedError
 from device_placement._inventory import Owner
 from device_placement._kept import Kept
@@ -24,17 +23,19 @@ class Homes:
     Args:
         units: units with streamed tensors.
         residents: tensors on the compute device.
-        streamer: copies that may be reading the homes.
+        synchronize: waits for the copies that may be reading the homes.
 
     Attributes:
         reloaded: `load_state_dict` ran on the model: tensors that are elsewhere now are to be brought home.
     """
 
-    def __init__(self, units: Sequence[StreamedUnit], residents: Sequence[Kept], streamer: Streamer) -> None:
+    def __init__(
+        self, units: Sequence[StreamedUnit], residents: Sequence[Kept], synchronize: Callable[[], None]
+    ) -> None:
         self.reloaded = False
+        self.synchronize = synchronize
         self._units = units
         self._residents = residents
-        self._streamer = streamer
         self._sentinels: list[tuple[Owner, str, Tensor, int]] = []
         self._packed_sentinels: list[Kept] = []
         self._post_sentinels()
@@ -98,7 +99,7 @@ class Homes:
     def _bring_home(self, strays: Sequence[Kept]) -> None:
         if strays:
             # A copy that still reads the old bytes must not see half of the new ones.
-            self._streamer.synchronize()
+            self.synchronize()
             with torch.inference_mode(False), torch.no_grad():
                 for kept in strays:
                     kept.bring_home()

@@ -139,6 +139,8 @@ class PlacedModel:
     def remove(self, to: str | torch.device | None = None) -> None:
         """Take the hooks off and give back slots, streams and threads. Waits for the device; may be called twice.
 
+        A copy that failed and that nobody waited for is raised here, when all is given back.
+
         Args:
             to: device to move the whole model to, None to leave every tensor in its home.
 
@@ -146,13 +148,16 @@ class PlacedModel:
             HandleStateError: called inside a forward.
         """
         if not self._removed:
+            self._engine.require_idle("remove()")
             last_stats = self.stats()
-            self._engine.close()
-            self._last_stats = last_stats
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
-            self._removed = True
+            try:
+                self._engine.close()
+            finally:
+                self._last_stats = last_stats
+                for handle in self._handles:
+                    handle.remove()
+                self._handles.clear()
+                self._removed = True
         if to is not None:
             self.model.to(to)
 

@@ -87,6 +87,12 @@ class Ring:
         unit.fetches += 1
         return slot
 
+    def empty(self, unit: StreamedUnit) -> None:
+        """Let nobody rely on what is in the slot of a unit that no forward reads."""
+        slot = unit.slot
+        if slot is not None and slot.buffer is not None and not slot.busy:
+            slot.unit = unit.slot = None
+
     def refill(self, unit: StreamedUnit) -> None:
         """Bring the unit again into the slot it is in, because its values changed at home."""
         slot = unit.slot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,8 +29,8 @@ def loads(kind: str, cls: type[T], text: str) -> T:
         InvalidJsonError: not JSON, another format or version, a field missing, unknown or of the wrong type.
     """
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise InvalidJsonError("", f"not JSON ({error})") from error
     if not isinstance(data, dict) or data.get("format") != _PREFIX + kind:
         raise InvalidJsonError("", f'expected an object with "format": "{_PREFIX}{kind}"')
@@ -38,6 +39,11 @@ def loads(kind: str, cls: type[T], text: str) -> T:
     fields = {key: value for key, value in data.items() if key not in ("format", "version")}
     decoded: T = _decode(cls, fields, "")
     return decoded
+
+
+def _refuse_constant(name: str) -> None:
+    """Python's reader knows NaN and infinities; JSON does not, and `dumps` does not write them."""
+    raise ValueError(f"{name} is not a number")
 
 
 def _encode(value: Any) -> Any:
@@ -98,4 +104,15 @@ def _decode_scalar(hint: Any, data: Any, where: str) -> Any:
     # bool is an int to isinstance, but not to somebody who wrote a number.
     if not isinstance(data, accepted) or (isinstance(data, bool) and hint is not bool):
         raise InvalidJsonError(where, f"expected {hint.__name__}, got {data!r}")
-    return float(data) if hint is float else data
+    return _finite(data, where) if hint is float else data
+
+
+def _finite(number: float, where: str) -> float:
+    """A number too large for a float reads as infinite, or cannot be one."""
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise InvalidJsonError(where, "expected a number that a float can hold")
+    return value

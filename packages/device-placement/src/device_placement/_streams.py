@@ -22,7 +22,10 @@ class StreamTransfer(Protocol):
         """Copy as soon as the slot is free."""
 
     def arrive(self, stream: torch.Stream) -> None:
-        """Let what `stream` is given from now on begin when the bytes are there."""
+        """Let what `stream` is given from now on begin when the bytes are there; raises if the copy failed."""
+
+    def follow(self, stream: torch.Stream) -> None:
+        """The same for somebody who does not read the bytes, and so does not care whether the copy failed."""
 
 
 def copy_on(stream: torch.Stream, source: Tensor, target: Tensor) -> None:
@@ -63,6 +66,8 @@ class DirectTransfer:
     def arrive(self, stream: torch.Stream) -> None:
         """Wait on the stream."""
         stream.wait_event(self._arrived)
+
+    follow = arrive
 
 
 class Hop:
@@ -105,6 +110,8 @@ class TwoHopTransfer:
     def arrive(self, stream: torch.Stream) -> None:
         """Wait on the stream."""
         stream.wait_event(self._arrived)
+
+    follow = arrive
 
 
 class Bouncer:
@@ -150,12 +157,22 @@ class BouncedTransfer:
         self._job = self._bouncer.worker.give(self._copy)
 
     def _copy(self) -> None:
-        with torch.no_grad():
-            self._bouncer.copy(self.stream, self._source, self._target)
-        self._arrived.record(self.stream)
+        try:
+            with torch.no_grad():
+                self._bouncer.copy(self.stream, self._source, self._target)
+        finally:
+            # A copy that failed may have been issued in part.
+            self._arrived.record(self.stream)
 
     def arrive(self, stream: torch.Stream) -> None:
         """Wait on the host until the thread has issued the copy, on the stream until the bytes are there."""
+        job = self._job
+        self.follow(stream)
+        if job is not None:
+            job.raise_error()
+
+    def follow(self, stream: torch.Stream) -> None:
+        """The same, whether or not the thread could do it."""
         if self._job is not None:
             self._job.wait()
             self._job = None
@@ -184,7 +201,7 @@ class StreamGate:
         if self._unread:
             for transfer in transfers:
                 for unread in self._transfers:
-                    unread.arrive(transfer.stream)
+                    unread.follow(transfer.stream)
         for transfer in transfers:
             transfer.start(self._free)
         self._transfers = transfers

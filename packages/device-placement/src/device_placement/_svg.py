@@ -105,7 +105,7 @@ def ticks(largest: float, *, count: int = 6) -> list[float]:
 def number(value: float) -> str:
     """A coordinate, short: at most two decimals.
 
-    >>> number(12.0), number(3.14159)
-    ('12', '3.14')
+    >>> number(12.0), number(3.14159), number(-0.001)
+    ('12', '3.14', '0')
     """
-    return f"{value:.2f}".rstrip("0").rstrip(".")
+    return f"{round(value, 2) + 0.0:.2f}".rstrip("0").rstrip(".")

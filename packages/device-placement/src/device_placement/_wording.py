@@ -24,14 +24,14 @@ class Unit:
 
 
 def unit_for(size_bytes: int) -> Unit:
-    """The largest unit of the allocation language that `size_bytes` is at least one of.
+    """The largest unit of the allocation language that `size_bytes` is at least one of, to two decimals of the smaller.
 
     >>> unit = unit_for(3 << 29)
     >>> unit.of(3 << 29), unit.name, unit.meaning
     ('1.50', 'GB', '2^30 bytes')
     """
     for name, exponent in (("GB", 30), ("MB", 20)):
-        if size_bytes >> exponent:
+        if round(size_bytes / (1 << exponent - 10), 2) >= 1024:
             return Unit(name=name, exponent=exponent)
     return Unit(name="KB", exponent=10)
 
@@ -47,17 +47,18 @@ def size_text(size_bytes: int) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration with its unit, three digits.
+    """A duration with its unit: three digits, or whole seconds where these are more.
 
-    >>> seconds_text(2.1449), seconds_text(0.6), seconds_text(0.0000421), seconds_text(1113.4), seconds_text(0)
-    ('2.14 s', '600 ms', '42.1 us', '1113 s', '0 s')
+    >>> seconds_text(2.1449), seconds_text(0.6), seconds_text(0.0000421), seconds_text(1111.3), seconds_text(0)
+    ('2.14 s', '600 ms', '42.1 us', '1111 s', '0 s')
     """
-    if seconds >= 1000:
+    if seconds >= 999.5:
         return f"{seconds:.0f} s"
-    for name, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {name}"
-    return f"{seconds * 1e9:.3g} ns" if seconds else "0 s"
+    for name, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)):
+        digits = f"{seconds / scale:.3g}"
+        if float(digits) >= 1:
+            return f"{digits} {name}"
+    return "0 s" if seconds < 5e-13 else f"{digits} ns"
 
 
 def round_seconds(around: float) -> list[float]:

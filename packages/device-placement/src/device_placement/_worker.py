@@ -24,14 +24,17 @@ class Job:
         """Do it, and keep what went wrong for who waits."""
         try:
             self._action()
-        except BaseException as error:  # noqa: BLE001 - raised again in `wait`, on the thread that can act on it
+        except BaseException as error:  # noqa: BLE001 - raised again on the thread that can act on it
             self._error = error
         self._done.release()
 
     def wait(self) -> None:
-        """Block until it is done; raises what it raised."""
+        """Block until it is done, well or not."""
         with self._done:
             pass
+
+    def raise_error(self) -> None:
+        """Raise what it raised, once it is done."""
         if self._error is not None:
             raise self._error
 
