@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -92,11 +93,19 @@ def test_devices_are_listed_on_this_machine() -> None:
 
 @pytest.mark.slow
 def test_the_demo_as_a_person_would_run_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all its parts: the streamed run, and the same on two workers of a real cluster."""
     began = time.perf_counter()
     done = run_torchspan("demo", "--out", tmp_path)
     seconds = time.perf_counter() - began
     assert done.code == 0, done.err
     assert "output difference to the unplaced model: 0.0\n" in done.out
+    (told,) = re.findall(r"^relative difference to the single process: (.*)$", done.out, flags=re.MULTILINE)
+    assert 0.0 <= float(told) <= 1e-6
+    assert "weights by file, 2 workers hold" in done.out
+    assert "0.0 MiB of it their own" in done.out
+    assert "2 workers ........ " in done.out
+    assert re.search(r"sent up to \d+\.\d\d MiB, exactly as the cost model counts", done.out), done.out
+    assert re.search(r"predicted for 2 devices .*: [\d.]+ ms a step, 1\.\d\d x as fast", done.out), done.out
     with capsys.disabled():
         (row,) = (line for line in done.out.splitlines() if line.startswith("a pass  "))
         print(f"\ntorchspan demo: {seconds:.1f} s; {' '.join(row.split())}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -105,18 +104,3 @@ def test_threads_of_all_workers_together_are_the_cores(monkeypatch: pytest.Monke
     for cores, count, threads in ((8, 2, 4), (2, 4, 1), (None, 2, 1)):
         monkeypatch.setattr(workers.os, "cpu_count", lambda cores=cores: cores)
         assert workers._threads(count) == threads
-
-
-@pytest.mark.slow
-def test_two_workers_give_the_latent_of_one_process(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    pytest.importorskip("ray_parallel")
-    words = ["demo", "--blocks", "8", "--steps", "3", "--no-svg", "--out", str(tmp_path)]
-    assert main(words) == ExitCode.OK, capsys.readouterr().err
-    out = capsys.readouterr().out
-    (told,) = (line for line in out.splitlines() if line.startswith("relative difference to the single process: "))
-    assert 0.0 <= float(told.rpartition(" ")[2]) <= 1e-6
-    assert "weights by file, 2 workers hold" in out
-    assert "0.0 MiB of it their own" in out
-    assert "2 workers ... " in out
-    assert re.search(r"sent up to \d+\.\d\d MiB, exactly as the cost model counts", out), out
-    assert re.search(r"predicted for 2 devices .*: [\d.]+ ms a step, 1\.\d\d x as fast", out), out

@@ -159,8 +159,7 @@ def test_without_ray_parallel_a_sentence_says_what_adds_it(
 
 
 @pytest.mark.slow
-def test_it_works_from_a_shell(folder: Path) -> None:
-    probe = write_model(folder, "sp_shell")
-    done = run_torchspan("sp", "derive", probe, "--out", "plan.json", folder=folder)
+def test_a_shell_finds_the_probe_in_the_current_folder(folder: Path) -> None:
+    done = run_torchspan("sp", "derive", write_model(folder, "sp_shell"), "--out", "plan.json", folder=folder)
     assert (done.code, done.err.count("\n")) == (ExitCode.OK, 1)
-    assert run_torchspan("sp", "check", "plan.json", probe, folder=folder).code == ExitCode.OK
+    assert main(["sp", "check", "plan.json", "sp_shell:probe"]) == ExitCode.OK
