@@ -126,6 +126,8 @@ def test_a_prefix_that_does_not_occur_is_refused() -> None:
         ((4,), "nn", r"has the unknown element type 'nn'"),
         ((4,), -5, r"tensor 'a\.weight': has -5 bytes; a size is between 0 and"),
         ((2**40, 2**40), "F32", r"tensor 'a\.weight': has \d+ bytes; a size is between"),
+        ((3,), "F4", r"tensor 'a\.weight': has 3 elements of F4, no whole number of bytes; .* size in bytes"),
+        ((5, 1), "F6_E2M3", r"has 5 elements of F6_E2M3, no whole number of bytes"),
     ],
 )
 def test_an_impossible_tensor_is_refused(shape: tuple[int, ...], dtype: str | int, message: str) -> None:
@@ -138,8 +140,20 @@ def test_a_name_of_a_thousand_components_is_refused() -> None:
         discover_names({".".join("a" * 1000): ((2,), "F32")})
 
 
+@pytest.mark.parametrize("name", ["", ".", ".weight", "a.", "a..weight"])
+def test_a_name_that_no_module_can_have_is_refused(name: str) -> None:
+    with pytest.raises(InvalidTensorError, match=r"has an empty component in its name; names are dotted module paths"):
+        discover_names({"b.weight": ((2,), "F32"), name: ((2,), "F32")})
+
+
+def test_a_prefix_that_is_a_whole_name_leaves_none() -> None:
+    with pytest.raises(InvalidTensorError, match=r"tensor '': has an empty component"):
+        discover_names({"a.weight": ((2,), "F32"), "b.weight": ((2,), "F32")}, prefix="a.weight")
+
+
 COMPONENTS = st.one_of(
-    st.sampled_from(["0", "1", "10", "007", "٣", "", "a", "experts", "b_1", "b_2"]), st.text(max_size=4)
+    st.sampled_from(["0", "1", "10", "007", "٣", "a", "experts", "b_1", "b_2"]),
+    st.text(st.characters(exclude_characters="."), min_size=1, max_size=4),
 )
 
 

@@ -176,6 +176,20 @@ def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, fault: str)
         pass
 
 
+@pytest.mark.timeout(20)
+def test_a_shape_of_many_huge_sizes_is_refused_at_once(tmp_path: Path) -> None:
+    # Multiplied out, these sizes are a number of a million digits for each of the many products before the last.
+    path = write_safetensors(tmp_path / "m", {"a": entry("U8", [2**62] * 200_000, [0, 1])})
+    with pytest.raises(HeaderError, match=r"tensor 'a': the size of shape \[4611686018427387904, .* overflows 64 bits"):
+        read_safetensors_header(path)
+
+
+@pytest.mark.parametrize("shape", [[2**62, 2**62, 0], [0, 2**62, 2**62], [0]])
+def test_a_shape_with_a_zero_holds_nothing_whatever_else_it_says(tmp_path: Path, shape: list[int]) -> None:
+    path = write_safetensors(tmp_path / "m", {"a": entry("F32", shape, [0, 0])})
+    assert read_safetensors_header(path).tensors["a"].size_bytes == 0
+
+
 def test_a_tensor_listed_twice_is_refused_as_the_format_demands(tmp_path: Path) -> None:
     one = json.dumps(A).encode()
     path = tmp_path / "m"

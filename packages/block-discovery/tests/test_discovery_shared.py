@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from discovery_testing import Block, Chain, blocks, names_in, paths
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from block_discovery import ModelWithoutParametersError, UninitializedModelError, discover
+from block_discovery import InvalidTensorError, ModelWithoutParametersError, UninitializedModelError, discover
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -212,6 +215,56 @@ def test_quantised_weights_that_share_a_part_are_tied() -> None:
 def test_a_model_without_tensors_is_refused() -> None:
     with pytest.raises(ModelWithoutParametersError, match=r"model Sequential: has no parameters.*; build its layers"):
         discover(nn.Sequential(nn.ReLU(), nn.Sequential()))
+
+
+@pytest.mark.parametrize("sparse", [lambda t: t.to_sparse(), lambda t: t.to_sparse_csr()], ids=["coo", "csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_sparse_tensor_is_refused_with_the_remedy(sparse: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = Chain(layers=blocks(3))
+    model.register_buffer("mask", sparse(torch.eye(3)))
+    with pytest.raises(InvalidTensorError, match=r"tensor 'mask': is stored as torch.sparse_.*; make it dense"):
+        discover(model)
+
+
+def test_views_in_two_places_of_one_buffer_are_two_groups() -> None:
+    model = Chain(layers=blocks(3))
+    table = torch.zeros(90)
+    spans = {"a": (0, 20), "b": (10, 30), "c": (40, 60), "d": (50, 70), "e": (55, 57), "f": (80, 90)}
+    for name, (start, stop) in spans.items():
+        model.register_buffer(name, table[start:stop])
+    tree = discover(model)
+    assert tree.tied == (("a", "b"), ("c", "d", "e"))
+    assert names_in(tree, "") == ["a", "c", "f"]
+
+
+@given(spans=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 8)), min_size=1, max_size=8))
+@settings(max_examples=80, deadline=None)
+def test_views_are_tied_exactly_where_bytes_are_used_twice(spans: list[tuple[int, int]]) -> None:
+    table = torch.zeros(40)
+    model = nn.Module()
+    for index, (start, size) in enumerate(spans):
+        model.register_buffer(f"v{index}", table[start : start + size])
+    tree = discover(model)
+    groups = {name: group for group in tree.tied for name in group}
+    for one, (start, size) in enumerate(spans):
+        overlapping = {f"v{other}" for other, (at, more) in enumerate(spans) if start < at + more and at < start + size}
+        if len(overlapping) == 1:
+            assert f"v{one}" not in groups
+        else:
+            assert overlapping <= set(groups[f"v{one}"])
+    charged = {tensor.name for unit in tree.units for tensor in unit.tensors}
+    assert len(charged) == len(tree.tied) + sum(f"v{index}" not in groups for index in range(len(spans)))
+
+
+def test_a_unit_whose_every_tensor_is_used_elsewhere_is_none() -> None:
+    model = Chain(layers=blocks(4))
+    first = model.layers[0]
+    first.norm = nn.Identity()
+    model.add_module("spare", nn.Sequential(first.mix, first.mlp))
+    tree = discover(model)
+    assert sum(unit.size_bytes for unit in tree.units) == sum(p.nbytes for p in model.parameters())
+    assert len([t for unit in tree.units for t in unit.tensors]) == len(list(model.parameters()))
+    assert "layers.0" not in paths(tree)
 
 
 def test_a_lazy_model_is_refused_with_the_remedy() -> None:

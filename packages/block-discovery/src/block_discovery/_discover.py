@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from block_discovery._cut import cut
-from block_discovery._errors import ModelWithoutParametersError, UninitializedModelError
+from block_discovery._errors import InvalidTensorError, ModelWithoutParametersError, UninitializedModelError
 from block_discovery._parts import Part, finish
 from block_discovery._storage import shared_groups, size_bytes
 from block_discovery._tree import BlockTree, Role, TensorInfo
@@ -45,6 +45,7 @@ def discover(model: nn.Module, *, max_unit_fraction: float = 0.125) -> BlockTree
     Raises:
         ModelWithoutParametersError: the model has no parameters and no buffers.
         UninitializedModelError: a lazy module has not seen its first input yet.
+        InvalidTensorError: a tensor is sparse.
         InvalidFractionError: `max_unit_fraction` is not in (0, 1].
 
     Example:
@@ -121,6 +122,10 @@ def _describe(name: str, tensor: torch.Tensor, role: Role) -> TensorInfo:
     if is_lazy(tensor):
         raise UninitializedModelError(
             "has no shape yet", subject=f"tensor {name!r}", remedy="run one forward to materialise the lazy modules"
+        )
+    if tensor.layout is not torch.strided:
+        raise InvalidTensorError(
+            f"is stored as {tensor.layout}", subject=f"tensor {name!r}", remedy="make it dense first, by to_dense()"
         )
     return TensorInfo(
         name=name,

@@ -39,7 +39,7 @@ class UninitializedModelError(BlockDiscoveryError, ValueError):
 
 
 class InvalidTensorError(BlockDiscoveryError, ValueError):
-    """A tensor that cannot exist: negative or overflowing size, unknown element type, a name that is no module path."""
+    """A tensor that cannot be: bad size, unknown or broken element type, sparse, a name that is no module path."""
 
 
 class InvalidFractionError(BlockDiscoveryError, ValueError):

@@ -104,6 +104,12 @@ def _describe(name: str, shape: Sequence[int], dtype: torch.dtype | str | int) -
             subject=f"tensor {name!r}",
             remedy="name it as torch or safetensors does, or give its size in bytes instead",
         )
+    if math.prod(shape) * bits % 8:
+        raise InvalidTensorError(
+            f"has {math.prod(shape)} elements of {dtype}, no whole number of bytes",
+            subject=f"tensor {name!r}",
+            remedy="give its size in bytes instead",
+        )
     return TensorInfo(name=name, size_bytes=math.prod(shape) * bits // 8, shape=tuple(shape), dtype=torch_name(dtype))
 
 
@@ -124,6 +130,12 @@ def _grow(tensors: Iterable[TensorInfo]) -> Part:
     parts = {"": Part("", "")}
     for tensor in tensors:
         path = tensor.name.rpartition(".")[0]
+        if not all(tensor.name.split(".")):
+            raise InvalidTensorError(
+                "has an empty component in its name",
+                subject=f"tensor {tensor.name[:60]!r}",
+                remedy="names are dotted module paths",
+            )
         if tensor.name.count(".") >= MAX_DEPTH:
             raise InvalidTensorError(
                 f"has more than {MAX_DEPTH} components in its name",

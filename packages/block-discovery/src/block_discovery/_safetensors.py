@@ -8,11 +8,11 @@ the header; N bytes of JSON that map each name to ``dtype``, ``shape`` and ``dat
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -173,11 +173,13 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[int, TensorInfo]:
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise refuse(f"the data_offsets {offsets!r:.80} are not two positions of 0 or more")
     start, stop = offsets
-    bits = math.prod(shape) * SAFETENSORS_BITS[dtype]
+    # Never much above the limit, where the product of a damaged shape could be a number of millions of digits.
+    elements = reduce(lambda product, size: min(product * size, 8 * MAX_SIZE_BYTES), shape, 1)
+    bits = elements * SAFETENSORS_BITS[dtype]
     if bits > 8 * MAX_SIZE_BYTES:
         raise refuse(f"the size of shape {shape!r:.80} overflows 64 bits")
     if bits % 8:
-        raise refuse(f"{math.prod(shape)} elements of {dtype} are no whole number of bytes")
+        raise refuse(f"{elements} elements of {dtype} are no whole number of bytes")
     if stop - start != bits // 8:
         raise refuse(
             f"{dtype} of shape {shape} takes {bits // 8} bytes, the offsets {start} to {stop} say {stop - start}"
