@@ -13,8 +13,10 @@ from typing import Any, ClassVar
 
 import comfy.model_management as management
 import torch
+from comfy.utils import load_torch_file
 from comfy_api.latest import io
 
+__all__ = ["NODE_CLASS_MAPPINGS", "load_torch_file"]
 device = management.get_torch_device()
 offload_device = management.unet_offload_device()
 

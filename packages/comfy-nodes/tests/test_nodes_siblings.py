@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from host_testing import comfyui, host
 from nodes_host_testing import Pack, pack, with_output
+from safetensors.torch import save_file
 
 from comfy_nodes.host import PlacementRefusedError, _app
 from comfy_nodes.nodes import _serving
@@ -193,6 +195,28 @@ def test_florence_takes_its_second_device(
     assert pack.run("Florence2ModelLoaderMultiGPU", model="m", device="npu:1", offload_device=offload).args == (
         offload,
     )
+
+
+@pytest.mark.parametrize("wanted", ["npu:2", "npu:0", "cpu"])
+def test_files_are_read_to_the_device_and_not_to_the_first_of_its_kind(
+    pack: Pack, standins: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str
+) -> None:
+    save_file({"weight": torch.ones(4)}, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    reader = standins.load_torch_file
+
+    def run(self: Any) -> tuple[Any, ...]:
+        where, path = standins.management.get_torch_device(), str(tmp_path / "a.safetensors")
+        plain = standins.load_torch_file(path, device=where)
+        told, metadata = standins.load_torch_file(path, True, where, return_metadata=True)
+        return plain, told, metadata, standins.load_torch_file(path)
+
+    monkeypatch.setattr(standins.ByHost, "run", run)
+    plain, told, metadata, unasked = pack.run("MMAudioModelLoaderMultiGPU", device=wanted).args
+    assert str(plain["weight"].device) == str(told["weight"].device) == wanted
+    assert torch.equal(plain["weight"].cpu(), torch.ones(4))
+    assert metadata == {"format": "pt"}
+    assert unasked["weight"].device.type == "cpu"
+    assert standins.load_torch_file is reader
 
 
 def test_what_a_pack_says_of_its_values_is_said_before_anything_runs(pack: Pack, standins: ModuleType) -> None:

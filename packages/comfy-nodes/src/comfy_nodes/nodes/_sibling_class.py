@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from comfy_nodes import host
-from comfy_nodes.host import _app
+from comfy_nodes.host import _app, _elsewhere
 from comfy_nodes.nodes._choices import options
 from comfy_nodes.nodes._errors import SiblingError
 from comfy_nodes.nodes._output import node_output
@@ -143,7 +143,7 @@ def _run(node: SiblingNode, base: Any, order: list[str], inputs: Mapping[str, An
     offload = inputs.get(node.offload) if node.offload else None
     model = given.get("model") if node.follows_swap else None
     offload = offload or _swap_device(model)
-    with _swapping(model, offload), _app.running_on(device, inspect.getmodule(base), offload=offload):
+    with _swapping(model, offload), _elsewhere.running_on(device, inspect.getmodule(base), offload=offload):
         values, shown = _unpacked(call(**given))
     return node_output(*values, *((device,) if node.emits_device else ()), shown=shown)
 
