@@ -9,6 +9,7 @@ from example_parts import (
     WAN_ENCODER,
     WAN_VAE,
     Example,
+    checkpoint,
     checkpoint_picture,
     clip,
     controlled,
@@ -21,8 +22,8 @@ from example_parts import (
     released,
     seen,
     two_experts,
+    unet_loader,
     vae_loader,
-    wan_loader,
     with_lora,
 )
 
@@ -117,35 +118,23 @@ EXAMPLES: Final = (
         name="sd15 - everything on the second card",
         note="The plain loader: a whole checkpoint on the device of your choice.",
         nodes=checkpoint_picture(
-            node(
-                "model",
-                "CheckpointLoaderSimpleMultiGPU",
-                ckpt_name="v1-5-pruned-emaonly.safetensors",
-                device="cuda:1",
-            ),
-            size=512,
+            checkpoint("CheckpointLoaderSimpleMultiGPU", "v1-5-pruned-emaonly.safetensors", device="cuda:1"), size=512
         ),
     ),
     Example(
         name="sdxl - 2 GB moved to the cpu",
         note="A checkpoint with part of its diffusion model in the host's memory.",
         nodes=checkpoint_picture(
-            node(
-                "model",
-                "CheckpointLoaderSimpleDisTorchMultiGPU",
-                ckpt_name="sd_xl_base_1.0.safetensors",
-                virtual_ram_gb=2.0,
-            )
+            checkpoint("CheckpointLoaderSimpleDisTorchMultiGPU", "sd_xl_base_1.0.safetensors", virtual_ram_gb=2.0)
         ),
     ),
     Example(
         name="sdxl - a device for each part",
         note="One read of the file: diffusion model on the first card, text encoders on the second, VAE on the first.",
         nodes=checkpoint_picture(
-            node(
-                "model",
+            checkpoint(
                 "CheckpointLoaderAdvancedMultiGPU",
-                ckpt_name="sd_xl_base_1.0.safetensors",
+                "sd_xl_base_1.0.safetensors",
                 unet_device=CARD,
                 clip_device="cuda:1",
                 vae_device=CARD,
@@ -156,10 +145,9 @@ EXAMPLES: Final = (
         name="sdxl - a placement for each part",
         note="The diffusion model gives 2 GB to the second card, the text encoders 1 GB to the cpu.",
         nodes=checkpoint_picture(
-            node(
-                "model",
+            checkpoint(
                 "CheckpointLoaderAdvancedDisTorch2MultiGPU",
-                ckpt_name="sd_xl_base_1.0.safetensors",
+                "sd_xl_base_1.0.safetensors",
                 unet_compute_device=CARD,
                 unet_virtual_vram_gb=2.0,
                 unet_donor_device="cuda:1",
@@ -184,13 +172,7 @@ EXAMPLES: Final = (
         name="sd35 - three text encoders",
         note="Three encoders with 4 GB of them in the host's memory.",
         nodes=picture(
-            node(
-                "model",
-                "UNETLoaderDisTorchMultiGPU",
-                unet_name="sd3.5_large.safetensors",
-                weight_dtype="default",
-                virtual_ram_gb=6.0,
-            ),
+            unet_loader("sd3.5_large.safetensors", virtual_ram_gb=6.0),
             node(
                 "clip",
                 "TripleCLIPLoaderDisTorchMultiGPU",
@@ -207,13 +189,7 @@ EXAMPLES: Final = (
         name="hidream - four text encoders",
         note="Four encoders, placed with the inputs of DisTorch2, and a large diffusion model on two cards.",
         nodes=picture(
-            node(
-                "model",
-                "UNETLoaderDisTorchMultiGPU",
-                unet_name="hidream_i1_full_fp16.safetensors",
-                weight_dtype="default",
-                expert_mode_allocations="cuda:0,14gb;cuda:1,12gb;cpu,*",
-            ),
+            unet_loader("hidream_i1_full_fp16.safetensors", expert_mode_allocations="cuda:0,14gb;cuda:1,12gb;cpu,*"),
             node(
                 "clip",
                 "QuadrupleCLIPLoaderDisTorch2MultiGPU",
@@ -232,13 +208,7 @@ EXAMPLES: Final = (
         name="qwen image - model and encoder split",
         note="Model and text encoder are both larger than most cards: each keeps what fits and streams the rest.",
         nodes=picture(
-            node(
-                "model",
-                "UNETLoaderDisTorchMultiGPU",
-                unet_name="qwen_image_fp8_e4m3fn.safetensors",
-                weight_dtype="default",
-                virtual_ram_gb=12.0,
-            ),
+            unet_loader("qwen_image_fp8_e4m3fn.safetensors", virtual_ram_gb=12.0),
             node(
                 "clip",
                 "CLIPLoaderDisTorchMultiGPU",
@@ -260,9 +230,7 @@ EXAMPLES: Final = (
     Example(
         name="wan 2.1 - text to video on one card",
         note="A video model with 8 GB in the host's memory; text encoder and VAE on the second card.",
-        nodes=clip(
-            wan_loader("model", "wan2.1_t2v_14B_fp8_e4m3fn.safetensors", virtual_ram_gb=8.0), WAN_ENCODER, WAN_VAE
-        ),
+        nodes=clip(unet_loader("wan2.1_t2v_14B_fp8_e4m3fn.safetensors", virtual_ram_gb=8.0), WAN_ENCODER, WAN_VAE),
     ),
     Example(
         name="wan 2.2 - two models over two cards",
@@ -273,11 +241,8 @@ EXAMPLES: Final = (
         name="ltx video - checkpoint with a placement",
         note="A video checkpoint with 4 GB of its model in the host's memory.",
         nodes=clip(
-            node(
-                "model",
-                "CheckpointLoaderSimpleDisTorchMultiGPU",
-                ckpt_name="ltxv-13b-0.9.7-dev-fp8.safetensors",
-                virtual_ram_gb=4.0,
+            checkpoint(
+                "CheckpointLoaderSimpleDisTorchMultiGPU", "ltxv-13b-0.9.7-dev-fp8.safetensors", virtual_ram_gb=4.0
             ),
             node("clip", "CLIPLoaderMultiGPU", clip_name="t5xxl_fp16.safetensors", type="ltxv", device="cpu"),
             latent="EmptyLTXVLatentVideo",

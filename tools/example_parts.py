@@ -69,14 +69,21 @@ def picture(
     positive: Ref = ("prompt", 0)
     nodes = [
         *loaders,
-        node("prompt", "CLIPTextEncode", clip=clip, text=_PROMPT),
-        node("nothing", "CLIPTextEncode", clip=clip, text=_NO),
+        *_prompts(clip, _PROMPT),
         node("latent", latent, width=size, height=size, batch_size=1),
     ]
     if guidance is not None:
         nodes.append(node("guided", "FluxGuidance", conditioning=positive, guidance=guidance))
         positive = ("guided", 0)
     return (*nodes, *_sampled(model=model, positive=positive, negative=("nothing", 0), vae=vae, cfg=cfg, steps=steps))
+
+
+def _prompts(clip: Ref, text: str) -> tuple[Node, Node]:
+    """What is wanted, and what is not: nothing."""
+    return (
+        node("prompt", "CLIPTextEncode", clip=clip, text=text),
+        node("nothing", "CLIPTextEncode", clip=clip, text=_NO),
+    )
 
 
 def _sampled(
@@ -118,8 +125,7 @@ def clip(
     width, height, length = size
     nodes = [
         *loaders,
-        node("prompt", "CLIPTextEncode", clip=clip, text=_MOTION),
-        node("nothing", "CLIPTextEncode", clip=clip, text=_NO),
+        *_prompts(clip, _MOTION),
         node("latent", latent, width=width, height=height, length=length, batch_size=1),
     ]
     positive, negative = ("prompt", 0), ("nothing", 0)
@@ -162,9 +168,14 @@ def flux_picture(model: Node, encoders: Node | None = None, vae: Node | None = N
     return picture(model, encoders or flux_encoders(), vae or vae_loader("ae.safetensors"), guidance=3.5)
 
 
-def wan_loader(name: str, file: str, **inputs: Any) -> Node:
-    """A loader of a Wan model with a placement."""
+def unet_loader(file: str, name: str = "model", **inputs: Any) -> Node:
+    """A loader of a diffusion model with a placement."""
     return node(name, "UNETLoaderDisTorchMultiGPU", unet_name=file, weight_dtype="default", **inputs)
+
+
+def checkpoint(kind: str, file: str, **inputs: Any) -> Node:
+    """A loader of a whole checkpoint."""
+    return node("model", kind, ckpt_name=file, **inputs)
 
 
 WAN_ENCODER: Final = node(
@@ -197,11 +208,10 @@ def _half(name: str, model: str, *, first: bool) -> Node:
 
 def two_experts() -> tuple[Node, ...]:
     """A clip by two models that share the steps."""
+    away: dict[str, Any] = {"virtual_ram_gb": 9.0, "donor_device": "cuda:1"}
     *start, _sampler, _image, saved = clip(
-        wan_loader(
-            "model", "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors", virtual_ram_gb=9.0, donor_device="cuda:1"
-        ),
-        wan_loader("low", "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors", virtual_ram_gb=9.0, donor_device="cuda:1"),
+        unet_loader("wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors", **away),
+        unet_loader("wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors", "low", **away),
         WAN_ENCODER,
         WAN_VAE,
     )
@@ -216,13 +226,11 @@ def two_experts() -> tuple[Node, ...]:
 
 def controlled() -> tuple[Node, ...]:
     """A picture along the edges of another."""
-    checkpoint = node("model", "CheckpointLoaderSimpleMultiGPU", ckpt_name="sd_xl_base_1.0.safetensors", device=CARD)
     return (
-        checkpoint,
+        checkpoint("CheckpointLoaderSimpleMultiGPU", "sd_xl_base_1.0.safetensors", device=CARD),
         node("net", "ControlNetLoaderDisTorchMultiGPU", control_net_name="canny-sdxl.safetensors", virtual_ram_gb=1.0),
         node("edges", "LoadImage", image="edges.png", upload="image"),
-        node("prompt", "CLIPTextEncode", clip=("model", 1), text=_PROMPT),
-        node("nothing", "CLIPTextEncode", clip=("model", 1), text=_NO),
+        *_prompts(("model", 1), _PROMPT),
         node(
             "controlled",
             "ControlNetApplyAdvanced",
@@ -248,14 +256,12 @@ def controlled() -> tuple[Node, ...]:
 
 def seen() -> tuple[Node, ...]:
     """A picture that is shown to the model through an image encoder."""
-    checkpoint = node("model", "CheckpointLoaderSimpleMultiGPU", ckpt_name="sd21-unclip-h.ckpt", device=CARD)
     return (
-        checkpoint,
+        checkpoint("CheckpointLoaderSimpleMultiGPU", "sd21-unclip-h.ckpt", device=CARD),
         node("vision", "CLIPVisionLoaderMultiGPU", clip_name="clip_vision_h.safetensors", device="cpu"),
         node("photo", "LoadImage", image="photo.png", upload="image"),
         node("seen", "CLIPVisionEncode", clip_vision=("vision", 0), image=("photo", 0), crop="center"),
-        node("prompt", "CLIPTextEncode", clip=("model", 1), text=_PROMPT),
-        node("nothing", "CLIPTextEncode", clip=("model", 1), text=_NO),
+        *_prompts(("model", 1), _PROMPT),
         node(
             "shown",
             "unCLIPConditioning",
