@@ -51,7 +51,9 @@ weight is read and the devices need not exist. With --device the answer comes
 without loading torch, in well under a second.
 
 An allocation says what each device holds; `torchspan explain` tells what one
-means. Without one, the planner keeps on the compute device what fits there.
+means. Without one, or with "auto", the planner keeps on the compute device what
+fits there. A prediction needs the seconds of a pass with all weights resident;
+without --compute-seconds the slowdown is given for passes of four lengths.
 
 examples:
   torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*"
