@@ -1,4 +1,4 @@
-"""What every end of `Comm` must do, as functions of one rank, and gloo processes to run them in."""
+"""What every end of `Comm` must do, as functions of one rank."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
-from ray_parallel.sequence import Comm, CommError, GroupComm
+from ray_parallel.sequence import Comm, CommError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.bool, torch.float8_e4m3fn)
 
@@ -106,32 +102,6 @@ CHECKS: tuple[Callable[[Comm], None], ...] = (
     check_split,
     check_a_receiver_may_keep_what_it_got,
 )
-
-
-def start(function: Callable[..., None], ranks: int, folder: Path, *args: object, timeout_s: float = 240) -> None:
-    """Run `function(comm, *args)` in gloo processes that meet in `folder`; any failure is raised here."""
-    context = start_processes(  # type: ignore[no-untyped-call]
-        _rank, (ranks, folder, function, args), ranks, join=False, start_method="spawn"
-    )
-    deadline = time.monotonic() + timeout_s
-    try:
-        while not context.join(1, grace_period=5):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{ranks} ranks were not done after {timeout_s} s")
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
-
-
-def _rank(rank: int, ranks: int, folder: Path, function: Callable[..., None], args: tuple[object, ...]) -> None:
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    function(GroupComm(timeout_s=60), *args)
-    dist.destroy_process_group()
 
 
 def run_checks(comm: Comm) -> None:

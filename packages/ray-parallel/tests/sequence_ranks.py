@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from gloo_processes import start
 from sequence_tiny import Built, Case, cloned, difference, flat, sharing_copy
 from torch import Tensor, nn
 
-from ray_parallel.sequence import Comm, Entry, GroupComm, Kind, parallelize, run_threads
+from ray_parallel.sequence import Comm, Entry, Kind, parallelize, run_threads
 from ray_parallel.sequence.plans import plan_for
 
 LIMIT = 1e-6
@@ -90,18 +87,7 @@ def on_processes(cases: Sequence[Case], folder: Path, timeout_s: float = 540) ->
         ProcessRaisedException: one of them failed; the others are ended.
     """
     processes = max(ranks for _, ranks in GRID)
-    arguments = (processes, list(cases), folder, timeout_s)
-    context = mp.spawn(_process, arguments, processes, join=False)  # type: ignore[attr-defined, no-untyped-call]
-    end = time.monotonic() + timeout_s
-    try:
-        while not context.join(max(0.0, end - time.monotonic())):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{processes} processes did not finish {len(cases)} cases in {timeout_s:g} s")
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-            process.join()
+    start(_process, processes, folder, list(cases), folder, timeout_s=timeout_s)
     saved = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
     return {
         (case.name, kind, ranks): compare(
@@ -113,17 +99,9 @@ def on_processes(cases: Sequence[Case], folder: Path, timeout_s: float = 540) ->
     }
 
 
-def _process(rank: int, processes: int, cases: list[Case], folder: Path, timeout_s: float) -> None:
+def _process(world: Comm, cases: list[Case], folder: Path) -> None:
     """One process: every case alone, and in every group that has the full number of ranks."""
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/meeting",
-        rank=rank,
-        world_size=processes,
-        timeout=timedelta(seconds=timeout_s / 2),
-    )
-    world = GroupComm()
-    comms = {ranks: world.split(_groups(processes, ranks)) for ranks in sorted({ranks for _, ranks in GRID})}
+    comms = {ranks: world.split(_groups(world.size, ranks)) for ranks in sorted({ranks for _, ranks in GRID})}
     results: dict[Any, Tensor] = {}
     for case in cases:
         built = case.build()
@@ -131,8 +109,7 @@ def _process(rank: int, processes: int, cases: list[Case], folder: Path, timeout
         for kind, ranks in GRID:
             if comms[ranks].size == ranks:
                 results[case.name, kind, ranks] = on_rank(built, plan_for(built[0]), comms[ranks], kind)
-    torch.save(results, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(results, folder / f"rank{world.rank}.pt")
 
 
 def _groups(processes: int, ranks: int) -> list[list[int]]:

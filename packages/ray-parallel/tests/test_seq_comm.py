@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from seq_comm_checks import CHECKS, lose_a_rank, run_checks, start
+from gloo_processes import start
+from seq_comm_checks import CHECKS, lose_a_rank, run_checks
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from ray_parallel.sequence import Comm, CommError, GroupComm, ThreadComm, run_threads

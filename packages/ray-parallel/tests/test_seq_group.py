@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from seq_comm_checks import start
+from gloo_processes import start
 from seq_group_runs import a_mismatch_stops_all_and_breaks_nothing, every_kind_is_exact, half_precision_stays_close
 
 from ray_parallel.sequence import Comm

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from seq_comm_checks import start
+from gloo_processes import start
 from seq_split_runs import conditions_and_tokens, rows
 
 from ray_parallel.sequence import Comm

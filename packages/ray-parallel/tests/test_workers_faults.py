@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,6 @@ from ray_parallel.workers import (
     WorkerFailure,
     WorkerGroup,
     WorkerRaisedError,
-    WorkersError,
 )
 from ray_parallel.workers._processes import Process
 
@@ -43,6 +43,7 @@ __all__ = ["cluster"]
 pytestmark = pytest.mark.slow
 
 OPTIONS = GroupOptions(step_seconds=60, call_seconds=120, start_seconds=120)
+ALONE = replace(OPTIONS, workers=1)
 BOUND_SECONDS = 15.0
 """How long a fault may take to be reported beyond its deadline, on a busy machine."""
 
@@ -77,17 +78,17 @@ def require_recovered(group: WorkerGroup, before: tuple[Process, ...], generatio
     assert group.call("worker_tasks:weights_seen")[1]["sums"] == {"a": float(1 << 18), "b": 8.0}
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("how", "error", "message"),
+    ("how", "rank", "error", "message"),
     [
-        ("kill", WorkerDiedError, "died: it was killed, ran out of memory or crashed"),
-        ("raise", WorkerRaisedError, "raised builtins.ZeroDivisionError: the worker divided by nothing"),
-        ("refuse", RunRefusedError, "raised ray_parallel._errors.PlanError: the plan does not fit"),
+        ("kill", 0, WorkerDiedError, "died: it was killed, ran out of memory or crashed"),
+        ("kill", 1, WorkerDiedError, "died: it was killed, ran out of memory or crashed"),
+        ("raise", 0, WorkerRaisedError, "raised builtins.ZeroDivisionError: the worker divided by nothing"),
+        ("refuse", 1, RunRefusedError, "raised ray_parallel._errors.PlanError: the plan does not fit"),
     ],
 )
 def test_one_worker_fails_in_the_middle_of_a_step(
-    group: WorkerGroup, how: str, error: type[WorkerFailure], message: str, rank: int
+    group: WorkerGroup, how: str, rank: int, error: type[WorkerFailure], message: str
 ) -> None:
     before, generation = processes(group), group.generation
     began = time.monotonic()
@@ -95,15 +96,10 @@ def test_one_worker_fails_in_the_middle_of_a_step(
         group.call("worker_tasks:misbehave", {"how": how, "rank": rank})
     assert time.monotonic() - began < BOUND_SECONDS
     assert (type(failed.value), failed.value.rank, failed.value.generation) == (error, rank, generation)
+    if isinstance(failed.value, WorkerRaisedError):
+        assert f"raised {failed.value.kind}: {failed.value.reason}" in str(failed.value)
+        assert "in _misbehave" in failed.value.worker_traceback
     require_recovered(group, before, generation)
-
-
-def test_where_it_was_raised_is_told(group: WorkerGroup) -> None:
-    with pytest.raises(WorkerRaisedError) as failed:
-        group.call("worker_tasks:misbehave", {"how": "raise"})
-    assert failed.value.kind == "builtins.ZeroDivisionError"
-    assert failed.value.reason == "the worker divided by nothing"
-    assert "in _misbehave" in failed.value.worker_traceback
 
 
 @pytest.mark.parametrize("how", ["stall", "stop"])
@@ -178,17 +174,68 @@ def test_the_driver_is_interrupted(group: WorkerGroup) -> None:
     require_recovered(group, before, generation)
 
 
+def require_closed(group: WorkerGroup) -> None:
+    assert group.state == "closed"
+    assert group._current is None
+
+
 def test_closing_ends_a_running_call(cluster: Cluster) -> None:
-    group = WorkerGroup(cluster, Recipe(), OPTIONS)
+    group = WorkerGroup(cluster, Recipe(), ALONE)
     before = processes(group)
-    threading.Timer(1.0, group.close).start()
+    threading.Timer(0.3, group.close).start()
     with pytest.raises(GroupStateError, match="closed while a call was running"):
         group.call("worker_tasks:steps", {"count": 10000, "seconds": 0.05})
-    assert group.state == "closed"
+    require_closed(group)
     give_up = time.monotonic() + BOUND_SECONDS
     while any(one.is_alive() for one in before) and time.monotonic() < give_up:
         time.sleep(0.05)
     assert [one for one in before if one.is_alive()] == []
+
+
+def test_closing_ends_a_start(cluster: Cluster) -> None:
+    group = WorkerGroup(cluster, Recipe(factory="worker_tasks:build_slowly", arguments={"seconds": 600.0}), ALONE)
+    seen: list[Process] = []
+
+    def close_when_it_loads() -> None:
+        while group._current is None or not group._current.processes:
+            time.sleep(0.01)
+        seen.extend(group._current.processes)
+        group.close()
+
+    closer = threading.Thread(target=close_when_it_loads)
+    closer.start()
+    with pytest.raises(GroupStateError, match="it was closed while it was starting"):
+        group.start()
+    closer.join()
+    require_closed(group)
+    assert [one for one in seen if one.is_alive()] == []
+
+
+class ClosingEnvironment(Mapping[str, str]):
+    """Variables that close the group which asks for them, as another thread could do at that moment."""
+
+    def __init__(self) -> None:
+        self.group: WorkerGroup | None = None
+
+    def __getitem__(self, name: str) -> str:
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        if self.group is not None:
+            self.group.close()
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_group_that_is_closed_before_its_workers_are_there_leaves_none(cluster: Cluster) -> None:
+    environment = ClosingEnvironment()
+    group = WorkerGroup(cluster, Recipe(), replace(ALONE, environment=environment))
+    environment.group = group
+    with pytest.raises(GroupStateError, match="it was closed while it was starting"):
+        group.start()
+    require_closed(group)
 
 
 def test_a_process_with_more_to_lose_finds_out_about_writes(cluster: Cluster) -> None:
@@ -204,16 +251,15 @@ def test_a_process_with_more_to_lose_finds_out_about_writes(cluster: Cluster) ->
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are protected on Linux")
-@pytest.mark.parametrize("quietly", [True, False])
-def test_no_write_reaches_the_weights_of_another_worker(group: WorkerGroup, quietly: bool) -> None:
+def test_no_write_reaches_the_weights_of_another_worker(group: WorkerGroup) -> None:
     before, generation = processes(group), group.generation
     with pytest.raises(WorkerDiedError, match=r"worker 1 died: .*; a write in place to weights of the object store"):
-        group.call("worker_tasks:write_in_place", {"name": "a", "quietly": quietly})
+        group.call("worker_tasks:write_in_place", {"name": "a", "quietly": True})
     require_recovered(group, before, generation)
 
 
 def test_building_fails(cluster: Cluster) -> None:
-    with WorkerGroup(cluster, Recipe(factory="worker_tasks:build_not"), OPTIONS) as group:
+    with WorkerGroup(cluster, Recipe(factory="worker_tasks:build_not"), ALONE) as group:
         with pytest.raises(WorkerRaisedError, match="FileNotFoundError: no model here"):
             group.start()
         assert group.state == "broken"
@@ -221,18 +267,18 @@ def test_building_fails(cluster: Cluster) -> None:
 
 def test_building_takes_too_long(cluster: Cluster) -> None:
     recipe = Recipe(factory="worker_tasks:build_slowly", arguments={"seconds": 600.0})
-    with WorkerGroup(cluster, recipe, GroupOptions(start_seconds=30)) as group:
+    with WorkerGroup(cluster, recipe, replace(ALONE, start_seconds=20)) as group:
         began = time.monotonic()
-        with pytest.raises(DeadlineExceededError, match="worker 1 did not finish load within 30 s"):
+        with pytest.raises(DeadlineExceededError, match="worker 0 did not finish load within 20 s"):
             group.start()
-        assert time.monotonic() - began < 30 + BOUND_SECONDS
+        assert time.monotonic() - began < 20 + BOUND_SECONDS
         assert group.state == "broken"
 
 
 def test_the_port_is_taken(cluster: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        options = GroupOptions(torch_dist_address=f"127.0.0.1:{port}")
+        options = replace(ALONE, torch_dist_address=f"127.0.0.1:{port}")
         group = WorkerGroup(cluster, Recipe(factory="worker_tasks:build"), options)
         with pytest.raises(PortTakenError, match=f"cannot meet at 127.0.0.1:{port}.*or port 0") as refused:
             group.start()
@@ -240,7 +286,7 @@ def test_the_port_is_taken(cluster: Cluster) -> None:
         assert group.state == "broken"
     # The same group, once the port is free.
     with group:
-        assert group.call("worker_tasks:total", {"value": torch.ones(1)})[0].item() == 3.0
+        assert group.call("worker_tasks:steps", {"count": 1}) == [{"done": 1}]
 
 
 def test_a_worker_of_another_version(cluster: Cluster, tmp_path: Path) -> None:
@@ -248,7 +294,7 @@ def test_a_worker_of_another_version(cluster: Cluster, tmp_path: Path) -> None:
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: ray-parallel\nVersion: 9.9.9\n")
     paths = os.pathsep.join([str(tmp_path), *(str(Path(path).absolute()) for path in sys.path if Path(path).is_dir())])
-    options = GroupOptions(environment={"PYTHONPATH": paths})
+    options = replace(ALONE, environment={"PYTHONPATH": paths})
     with WorkerGroup(cluster, Recipe(), options) as group:
         with pytest.raises(VersionMismatchError, match=r"worker 0 runs other versions .*install the same") as refused:
             group.start()
@@ -263,9 +309,3 @@ def test_there_is_no_such_gpu(cluster: Cluster) -> None:
         group.start()
     with pytest.raises(InvalidRequestError, match="2 workers need 2 GPUs and this process sees 0"):
         WorkerGroup(cluster, Recipe(), GroupOptions(device="cuda")).start()
-
-
-def test_every_failure_is_one_of_this_package(group: WorkerGroup) -> None:
-    with pytest.raises(WorkersError):
-        group.call("worker_tasks:not_plain")
-    assert group.call("worker_tasks:steps", {"count": 1})[0] == {"done": 1}

@@ -21,11 +21,7 @@ def build(context: WorkerContext, *, factor: float = 1.0) -> dict[str, Any]:
 
 
 def build_slowly(context: WorkerContext, *, seconds: float) -> None:
-    time.sleep(seconds if context.rank == 1 else 0)
-
-
-def sleep_long(context: WorkerContext) -> None:
-    time.sleep(600)
+    time.sleep(seconds)
 
 
 def build_not(context: WorkerContext) -> None:

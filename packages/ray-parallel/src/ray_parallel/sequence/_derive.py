@@ -48,12 +48,13 @@ def proposals(traces: Sequence[Trace]) -> list[Plan]:
     Raises:
         DeriveError: nothing in the model can be cut, or a value changes in a way that no spec describes.
     """
-    regions = [list(_regions(names, traces)) for names in _groups(traces[0])]
-    regions = [ways for ways in regions if ways]
+    ways = MOST_PROPOSALS // 2
+    regions = [list(itertools.islice(_regions(names, traces), ways)) for names in _groups(traces[0])]
+    regions = [found for found in regions if found]
     if not regions:
         raise DeriveError("no list of blocks both attends and returns tokens whose number follows the input")
     found = []
-    for chosen in itertools.islice(itertools.product(*regions), MOST_PROPOSALS // 2):
+    for chosen in itertools.islice(itertools.product(*regions), ways):
         found.append(Plan(regions=chosen))
     for plan in list(found):  # models that work on the hidden state between their blocks need it whole there
         found.append(Plan(regions=[replace(region, scope="block", exit="last") for region in plan.regions]))

@@ -10,13 +10,11 @@ import torch
 
 
 def versions() -> dict[str, str]:
-    """Versions of this process by the name of the software."""
-    import ray
-
+    """Versions of this process by the name of the software; Ray is not imported for it."""
     return {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "torch": torch.__version__,
-        "ray": ray.__version__,
+        "ray": importlib.metadata.version("ray"),
         "ray-parallel": importlib.metadata.version("ray-parallel"),
     }
 

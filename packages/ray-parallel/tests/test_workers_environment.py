@@ -1,0 +1,150 @@
+"""What a cluster needs of the environment, set while Ray is imported and started, and what is given back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ray_parallel.workers import ClusterError, InvalidRequestError, connect_cluster
+from ray_parallel.workers import _cluster as module
+from ray_parallel.workers._folder import ClusterFolder
+from ray_parallel.workers._processes import descendants, end
+
+NAMES = sorted(module._ENVIRONMENT)
+settings = st.dictionaries(st.sampled_from([*NAMES, "RAY_OTHER", "PYTHONBREAKPOINT"]), st.sampled_from("abc"))
+
+
+def environment() -> dict[str, str]:
+    """All variables but the one by which pytest tells what it is at."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """An environment without anything of Ray's, and what it holds."""
+    with monkeypatch.context() as patched:
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            patched.delenv(name)
+        yield environment()
+
+
+@given(before=settings)
+def test_the_variables_are_set_for_a_moment_only(before: dict[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        for name in NAMES:
+            patched.delenv(name, raising=False)
+        for name, value in before.items():
+            patched.setenv(name, value)
+        before_it = environment()
+        with pytest.raises(KeyError), module._ray_environment():
+            assert {name: os.environ[name] for name in NAMES} == module._ENVIRONMENT
+            raise KeyError
+        assert environment() == before_it
+
+
+@given(before=settings, written=settings)
+def test_what_ray_writes_is_taken_back_when_no_cluster_comes_of_it(
+    before: dict[str, str], written: dict[str, str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        for name in [*NAMES, "RAY_OTHER", "PYTHONBREAKPOINT"]:
+            patched.delenv(name, raising=False)
+        for name, value in before.items():
+            patched.setenv(name, value)
+        before_it = dict(os.environ)
+        with pytest.raises(KeyError), module._restored_on_failure() as kept:
+            os.environ.update(written)
+            raise KeyError
+        assert dict(os.environ) == before_it == kept
+
+
+def test_every_listener_of_a_local_cluster_stays_on_this_machine_and_none_starts_by_itself() -> None:
+    """Ray reads these while it is imported; a remote cluster is not told where to listen."""
+    assert module._ENVIRONMENT["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert module._ENVIRONMENT["RAY_ENABLE_AUTO_CONNECT"] == "0"
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in module._FOR_REMOTE
+    assert set(module._FOR_REMOTE) < set(module._ENVIRONMENT)
+
+
+def test_nobody_answers(clean: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(ClusterError, match=rf"nobody answers at 127\.0\.0\.1:{port} .*; check the address"):
+        connect_cluster(f"127.0.0.1:{port}")
+    assert environment() == clean
+
+
+@pytest.mark.parametrize("address", ["local", "", "127.0.0.1", "host:port"])
+def test_an_address_that_is_none_is_refused(address: str, clean: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequestError, match='is no address; write "host:port"'):
+        connect_cluster(address)
+    assert environment() == clean
+
+
+def test_without_a_connection_there_is_no_current_cluster() -> None:
+    with module._ray_environment():
+        import ray  # noqa: F401 (were it imported later, a cluster of another test would listen to the network)
+    before = environment()
+    with pytest.raises(ClusterError, match='there is no "current" one; start one or name one'):
+        connect_cluster("current")
+    assert environment() == before
+
+
+@pytest.mark.parametrize(
+    ("variables", "file", "has"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"RAY_AUTH_TOKEN": "secret"}, False, True),
+        ({"RAY_AUTH_TOKEN": ""}, False, False),
+        ({"RAY_AUTH_TOKEN_PATH": "/somewhere"}, False, True),
+    ],
+)
+def test_a_token_is_where_ray_looks_for_it(
+    variables: dict[str, str],
+    file: bool,
+    has: bool,
+    clean: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    if file:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").touch()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert module._has_token() is has
+
+
+def test_servers_are_known_by_the_folder_they_name_and_bring_their_children(tmp_path: Path) -> None:
+    """As Ray's do; nobody else's process counts, whoever started it."""
+    if sys.platform != "linux":
+        pytest.skip("processes are read from /proc")
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True); sys.stdin.read()"
+    folder = ClusterFolder(tmp_path)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", code, str(folder.path)], stdin=-1, stdout=-1, text=True
+        ) as server,
+        subprocess.Popen([sys.executable, "-S", "-c", code, "elsewhere"], stdin=-1, stdout=-1, text=True) as other,
+    ):
+        pids = []
+        for one in (server, other):
+            assert one.stdout is not None
+            pids.append((one.pid, int(one.stdout.readline())))
+        found = module._servers(folder)
+        assert {one.pid for one in found} == set(pids[0])
+        for one in (server, other):
+            end(descendants(one.pid), patience_seconds=0)
+            one.kill()
+    assert module._servers(folder) == ()
+    folder.remove()
