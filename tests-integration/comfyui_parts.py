@@ -100,6 +100,12 @@ def write_diffusers(folder: Path) -> Path:
     target = folder / "diffusers" / DIFFUSERS
     for name, part in parts.items():
         part.half().save_pretrained(target / name)
+    # As in the folders that people have: newer releases of transformers leave out what stands before the names.
+    encoder = {
+        f"text_model.{key.removeprefix('text_model.')}": value
+        for key, value in parts["text_encoder"].state_dict().items()
+    }
+    _save(encoder, target / "text_encoder" / "model.safetensors")
     index = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
     (target / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
     return target
@@ -107,5 +113,5 @@ def write_diffusers(folder: Path) -> Path:
 
 def _save(weights: Weights, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, path)
+    save_file({key: value.contiguous() for key, value in weights.items()}, path)
     return path

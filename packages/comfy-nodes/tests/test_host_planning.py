@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
 from host_testing import Host, comfyui, host, request, sized
+from safetensors.torch import save_file
 
 import simdev
+from alloc_spec import AllocSpecError
 from comfy_nodes import host as adapter
 from device_placement import PlacementPlan
 
@@ -105,3 +109,65 @@ def test_the_log_has_the_three_tables_once(host: Host, caplog: pytest.LogCapture
         loaded = adapter.load_diffusion_model(host.diffusion(BF16), request("npu:0,1mb;cpu,*"))
     tables = [record.message for record in caplog.records if "Final assignment" in record.message]
     assert tables == [loaded.reports[0].text]
+
+
+def test_a_model_for_which_there_is_no_room_anywhere_is_refused_with_what_was_tried(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = int(host.management.minimum_inference_memory())
+    for index in range(4):
+        simdev.set_capacity(index, reserve + (1 << 20))
+    free = host.management.get_free_memory
+
+    def without_the_cpu(device: object = None, torch_free_too: bool = False) -> object:
+        return 0 if str(device) == "cpu" else free(device, torch_free_too)
+
+    monkeypatch.setattr(host.management, "get_free_memory", without_the_cpu)
+    with pytest.raises(adapter.PlacementRefusedError, match="no device or set of devices has room") as error:
+        adapter.plan_file(host.diffusion(), request("auto"))
+    for tried in ("npu:1,*", "cpu,*", "npu:3,*"):
+        assert tried in str(error.value)
+    assert "smaller or quantised model" in str(error.value)
+
+
+def test_a_machine_without_an_accelerator_has_no_donor_to_choose(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host.management, "cpu_mode", lambda: True)
+    assert adapter.device_names() == ("cpu",)
+    fits = adapter.plan_file(host.diffusion(), request("auto", "cpu"))
+    assert "nothing is streamed" in fits.text
+    monkeypatch.setattr(host.management, "get_free_memory", lambda *_, **__: 1 << 20)
+    with pytest.raises(adapter.PlacementRefusedError, match="there is no donor"):
+        adapter.plan_file(host.diffusion(), request("auto", "cpu"))
+
+
+def test_a_machine_with_one_accelerator_of_its_kind(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    assert adapter.device_names() == ("mps", "cpu")
+
+
+def test_a_device_without_its_number_is_the_first(host: Host) -> None:
+    report = adapter.plan_file(host.diffusion(), request("npu:1,1mb;cpu,*", " NPU "))
+    assert report.plan is not None and report.plan.compute == "npu:0"
+
+
+def test_a_compute_device_cannot_be_its_own_donor(host: Host) -> None:
+    from comfy_nodes.host._machine import machine
+
+    with pytest.raises(adapter.PlacementRefusedError, match=r"npu:1 is to compute and to be its own donor"):
+        machine("npu:1", ["npu:1", "cpu"])
+
+
+def test_the_names_of_something_else_are_no_model(host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "names.safetensors"
+    save_file({"weight": torch.zeros(4, 4)}, path)
+    with pytest.raises((adapter.HostError, AllocSpecError)):
+        adapter.plan_file(path, request("npu:0,1kb;cpu,*"))
+    with pytest.raises(adapter.ModelFileError, match="choose the file of a model"):
+        adapter.plan_file(path, request(None), prefix="model.")
+
+
+def test_a_folder_that_is_not_there_is_named_with_the_places(host: Host) -> None:
+    from comfy_nodes.host import _folders
+
+    with pytest.raises(FileNotFoundError, match=r"not-there with a model_index\.json is in none of .*diffusers"):
+        _folders.diffusers_folder("sdxl-that-is-not-there")

@@ -92,4 +92,4 @@ def stream_count() -> int:
 def keeps_half_precision() -> bool:
     """Whether half precision stays what it is when it is loaded: the host's command line can ask for 8 bits."""
     device = management.get_torch_device()
-    return min(management.unet_dtype(device).itemsize, management.text_encoder_dtype(device).itemsize) > 1
+    return bool(min(management.unet_dtype(device).itemsize, management.text_encoder_dtype(device).itemsize) > 1)

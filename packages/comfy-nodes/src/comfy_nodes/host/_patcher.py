@@ -12,6 +12,7 @@ from torch import nn
 
 from comfy_nodes.host import _compat, _weights
 from comfy_nodes.host._bank import HOME
+from comfy_nodes.host._errors import HostError
 from comfy_nodes.host._placement import Placement, layer_bytes, move_own, placement_of, rebased, settle
 
 EVERYTHING = 1e32
@@ -154,6 +155,19 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
                     move_own(module, device_to)
                 self.model.device = device_to
         return result
+
+    def model_state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+        """The weights as a checkpoint has them; none for packed ones, whose blocks it could not tell from numbers.
+
+        Raises:
+            HostError: weights are packed.
+        """
+        if any(map(_weights.is_packed, self.model.parameters())):
+            raise HostError(
+                f"{type(self.model).__name__}: weights that are GGUF blocks cannot be saved as a checkpoint; save the "
+                "model from a file that is not quantised"
+            )
+        return super().model_state_dict_for_saving(*args, **kwargs)
 
     def patch_hooks(self, hooks: Any) -> Any:
         """Put on the patches of hooks, or take them off where there are none.
