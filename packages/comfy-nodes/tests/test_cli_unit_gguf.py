@@ -133,7 +133,7 @@ def test_what_is_no_gguf_file_is_refused_by_name(
     words: list[str], twins: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     renamed = twins[0].rename(tmp_path / "renamed.gguf")
-    for path, message in ((renamed, "magic"), (tmp_path / "absent.gguf", "No such file"), (tmp_path, str(tmp_path))):
+    for path, message in ((renamed, "magic"), (tmp_path / "absent.gguf", "no such file"), (tmp_path, str(tmp_path))):
         assert main([*words, str(path)]) == ExitCode.REFUSED
         captured = capsys.readouterr()
         assert captured.out == ""
