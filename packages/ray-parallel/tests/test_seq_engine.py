@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from seq_core_models import IMAGE, VIDEO, Image, Video, filled, image_inputs, random, video_inputs
+from seq_probes import Alternating
 from torch import Tensor, nn
 
 from ray_parallel.sequence import (
@@ -244,6 +245,30 @@ def test_ranks_with_different_plans_raise() -> None:
         return caught.value.ranks
 
     assert run_threads(3, rank, timeout_s=5) == [(0,)] * 3
+
+
+def test_a_block_that_is_called_by_itself_runs_as_it_is() -> None:
+    def rank(comm: ThreadComm) -> int:
+        model, inputs = filled(Video()), video_inputs()
+        tokens = [inputs.pop("x"), inputs.pop("pe")]
+        with torch.no_grad():
+            want = model.blocks[0](*tokens, **inputs)  # type: ignore[index, operator]
+            with parallelize(model, VIDEO, comm):
+                got = model.blocks[0](*tokens, **inputs)  # type: ignore[index, operator]
+                assert model.head(got).shape == got.shape  # type: ignore[operator]
+        assert torch.equal(got, want)
+        return comm.traffic.total_bytes
+
+    assert run_threads(2, rank, timeout_s=20) == [0, 0]
+
+
+def test_regions_that_take_turns_are_refused() -> None:
+    """Their blocks run one after the other, so the streams of one are cut when the other begins."""
+    (region,) = VIDEO.regions
+    halves = [replace(region, blocks=name, exit="last") for name in ("even", "odd")]
+    inputs = {name: value for name, value in video_inputs().items() if name != "mask"}
+    with pytest.raises(PlanError, match=r"odd\.0 starts a region before that of even has ended"):
+        run(lambda: filled(Alternating()), Plan(regions=halves), inputs, 2)
 
 
 def test_a_model_is_never_left_hooked_after_an_error() -> None:

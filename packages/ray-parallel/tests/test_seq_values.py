@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seq_probes import PerFrame
 from torch import Tensor
 
 from ray_parallel.sequence import (
@@ -23,29 +24,9 @@ from ray_parallel.sequence import (
     Seq,
     run_threads,
 )
-from ray_parallel.sequence._values import Deferred, cut, layout_of, put_together
+from ray_parallel.sequence._values import Deferred, cut, layout_of, put_together, settled
 
 unhurried = settings(deadline=None)  # other work on the machine is no failure
-
-
-class CompressedRows:
-    """In the form of the host's class: one row a frame, expanded when it is used."""
-
-    __slots__ = ("batch_size", "data", "feature_dim", "num_frames", "patches_per_frame")
-
-    def __init__(self, data: Tensor, patches_per_frame: int) -> None:
-        self.data, self.patches_per_frame = data, patches_per_frame
-        self.batch_size, self.num_frames, self.feature_dim = data.shape
-
-    def expand(self) -> Tensor:
-        return self.data.repeat_interleave(self.patches_per_frame, 1)
-
-    def expand_for_computation(
-        self, scale_shift_table: Tensor, batch_size: int, indices: slice = slice(None)
-    ) -> tuple[Tensor, ...]:
-        rows = self.data.reshape(batch_size, self.num_frames, scale_shift_table.shape[0], -1)[:, :, indices]
-        values = scale_shift_table[indices][None, None] + rows
-        return tuple(value.repeat_interleave(self.patches_per_frame, 1) for value in values.unbind(2))
 
 
 def views(ranks: int, lengths: dict[str, int], **more: Any) -> list[Layout]:
@@ -57,11 +38,11 @@ def views(ranks: int, lengths: dict[str, int], **more: Any) -> list[Layout]:
 def test_compressed_rows_are_the_rows_of_the_tokens_wherever_they_are_cut(
     ranks: int, frames: int, per_frame: int
 ) -> None:
-    rows = CompressedRows(torch.randn(2, frames, 6), per_frame)
+    rows = PerFrame(torch.randn(2, frames, 6), per_frame)
     table = torch.randn(3, 2)
     for layout in views(ranks, {"v": frames * per_frame}):
         part = cut(rows, Compressed("v"), layout)
-        assert isinstance(part, CompressedRows)
+        assert isinstance(part, PerFrame)
         assert part.data.shape[1] <= frames
         assert torch.equal(part.expand(), layout.take(rows.expand(), ("v",), 1))
         for indices in (slice(None), slice(0, 2)):
@@ -72,10 +53,10 @@ def test_compressed_rows_are_the_rows_of_the_tokens_wherever_they_are_cut(
 
 def test_one_compressed_row_for_all_tokens_stays_and_a_wrong_count_raises() -> None:
     layout = views(2, {"v": 12})[0]
-    rows = CompressedRows(torch.randn(1, 1, 6), 1)
+    rows = PerFrame(torch.randn(1, 1, 6), 1)
     assert cut(rows, Compressed("v"), layout) is rows
     with pytest.raises(PlanError, match="3 frames of 5 tokens do not describe 12"):
-        cut(CompressedRows(torch.randn(1, 3, 6), 5), Compressed("v"), layout)
+        cut(PerFrame(torch.randn(1, 3, 6), 5), Compressed("v"), layout)
 
 
 def test_a_tensor_in_place_of_compressed_rows_is_cut_as_rows() -> None:
@@ -144,6 +125,24 @@ def test_a_grid_is_cut_by_frames_and_put_together(ranks: int) -> None:
     assert all(torch.equal(out, value) for out in run_threads(ranks, rank))
 
 
+def test_grids_of_one_frame_are_cut_between_lines_wherever_they_stand() -> None:
+    """In a tuple of arguments and of results as well; a grid of several frames stays as the plan has it."""
+    image, video = Grid("img"), Grid("ref")
+    region = Region(
+        blocks="b", args={"x": (image, None), "y": video}, out=(image, video), attn={"": Attn("img", "img")}
+    )
+    given = {"x": [torch.zeros(2, 1, 3, 5, 4), torch.zeros(1)], "y": torch.zeros(2, 2, 3, 5, 4)}
+    found = settled(region, given)
+    lines = Grid("img", 2, (3,))
+    assert found.args == {"x": (lines, None), "y": video}
+    assert found.out == (lines, video)
+    assert settled(region, {"x": [torch.zeros(2, 4, 3, 5, 4), None], "y": given["y"]}) is region
+    layout = layout_of(found, given, ranks=2, rank=0, whole=())
+    assert layout.lengths == {"img": 15, "ref": 30}
+    assert layout.held["img"] == ((0, 10), (10, 15))
+    assert cut(given["x"], found.args["x"], layout)[0].shape == (2, 1, 2, 5, 4)
+
+
 def test_a_part_may_be_written_to() -> None:
     value = torch.zeros(1, 4, 2, 2, 3)
     for layout in views(2, {"v": 16}, units={"v": 4}):
@@ -200,7 +199,7 @@ REGION = Region(
     [
         ({"e": torch.ones(1, 4, 1)}, [6, 6]),
         ({"e": torch.ones(1, 3, 1)}, [8, 4]),
-        ({"c": CompressedRows(torch.ones(1, 3, 1), 4)}, [8, 4]),
+        ({"c": PerFrame(torch.ones(1, 3, 1), 4)}, [8, 4]),
         ({"c": torch.ones(1, 3, 1)}, [8, 4]),
         ({"e": torch.ones(1, 1, 1)}, [6, 6]),
         ({"e": torch.ones(1, 12, 1)}, [6, 6]),
