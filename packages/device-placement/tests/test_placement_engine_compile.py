@@ -71,17 +71,21 @@ import torch
 from placement_models import emulated, example_input, part, plan_for, stack
 from device_placement import place
 model, x, machine = stack(), example_input(), emulated()
+compiled_graphs = [0, 0]
+def counting(counter):
+    def backend(graph, inputs):
+        compiled_graphs[counter] += 1
+        return graph.forward
+    return backend
 with torch.no_grad(), place(model, plan_for(model, machine), backend=machine.make_backend()) as handle:
     expected = model(x)
     print("torch._dynamo" in sys.modules)
-    from torch._dynamo.testing import CompileCounter
-    counters = CompileCounter(), CompileCounter()
-    compiled = torch.compile(model, backend=counters[0])
+    compiled = torch.compile(model, backend=counting(0))
     print(all(torch.equal(compiled(x), expected) for _ in range(3)))
     for index in range(5):
-        part(model, f"blocks.{index}").compile(backend=counters[1])
+        part(model, f"blocks.{index}").compile(backend=counting(1))
     print(all(torch.equal(model(x), expected) for _ in range(3)))
-    print([counter.frame_count for counter in counters], handle.stats().calls, handle.stats().surprises)
+    print(compiled_graphs, handle.stats().calls, handle.stats().surprises)
 """
 
 

@@ -247,5 +247,5 @@ def test_the_detector_agrees_with_reachability(sim: types.ModuleType, lazy: bool
 @pytest.mark.slow
 def test_the_detector_agrees_with_reachability_at_length(sim: types.ModuleType) -> None:
     sim.config(race="record")
-    racy, visible = check(range(10_000, 30_000))
+    racy, visible = check(range(10_000, 16_000))
     assert 0 < visible < racy

@@ -99,19 +99,15 @@ class Kept:
         """Copy the bytes that the entries refer to now to where they belong, and let the entries refer to these.
 
         Raises:
-            HandleInvalidatedError: an entry is gone, or refers to something of another shape or dtype.
+            HandleInvalidatedError: an entry is gone, refers to something of another shape or dtype, or to something
+                else than the other entries of a tied tensor, which have one home.
         """
-        for owner, key, tensor in self.entries:
-            current = owner.get(key)
-            if current is None:
-                raise HandleInvalidatedError([self.name], "was deleted")
-            parts = plain_parts(current)
-            if self.buffer is None and self.held.optional:
-                # No plan counts with it, and the host may have made it longer (one more adapter, a larger cache).
-                self.spots = tuple(Spot.of(part, 0) for part in parts)
-            if [(part.dtype, tuple(part.shape)) for part in parts] != [(spot.dtype, spot.shape) for spot in self.spots]:
-                raise HandleInvalidatedError([self.name], "got another shape or dtype")
-            if current is tensor and not self._moved(tensor):
+        found = [self._found(owner, key) for owner, key, _ in self.entries]
+        astray = [owner[key] is not tensor or self._moved(tensor) for owner, key, tensor in self.entries]
+        if self.buffer is not None and any(astray):
+            self._check_tie(found, all_astray=all(astray))
+        for (owner, key, tensor), parts in zip(self.entries, found, strict=True):
+            if owner[key] is tensor and not self._moved(tensor):
                 continue
             homes = self._home_parts(parts)
             for part, home in zip(parts, homes, strict=True):
@@ -121,6 +117,27 @@ class Kept:
                 alone = Held([place for place in self.held.places if place.owner is owner and place.key == key])
                 alone.move_to(homes)
         self.note()
+
+    def _found(self, owner: Owner, key: str) -> list[Tensor]:
+        """The plain tensors that an entry refers to now, if they could live here."""
+        current = owner.get(key)
+        if current is None:
+            raise HandleInvalidatedError([self.name], "was deleted")
+        parts = plain_parts(current)
+        if self.buffer is None and self.held.optional:
+            # No plan counts with it, and the host may have made it longer (one more adapter, a larger cache).
+            self.spots = tuple(Spot.of(part, 0) for part in parts)
+        if [(part.dtype, tuple(part.shape)) for part in parts] != [(spot.dtype, spot.shape) for spot in self.spots]:
+            raise HandleInvalidatedError([self.name], "got another shape or dtype")
+        return parts
+
+    def _check_tie(self, found: Sequence[Sequence[Tensor]], *, all_astray: bool) -> None:
+        if not all_astray:
+            raise HandleInvalidatedError([self.name], "is tied and was replaced in one of its places")
+        first, *others = found
+        for other in others:
+            if not all(one is two or torch.equal(one, two) for one, two in zip(first, other, strict=True)):
+                raise HandleInvalidatedError([self.name], "is tied and got different values in its places")
 
     def _home_parts(self, parts: Sequence[Tensor]) -> list[Tensor]:
         if self.buffer is not None:

@@ -54,16 +54,10 @@ class CallOrder(Generic[Unit]):
 
     def upcoming(self, count: int) -> list[Unit]:
         """The first `count` different units that are expected, soonest first; fewer when the cycle has fewer."""
-        calls = self._calls
-        length = len(calls)
-        period = length - 1 - self._cursor
-        position = self._cursor
         result: list[Unit] = []
-        for _ in range(period):
-            position += 1
-            if position == length:
-                position -= period
-            unit = calls[position]
+        # From the cursor to the end is one pass, the last one's rest and what was called of this one.
+        for position in range(self._cursor + 1, len(self._calls)):
+            unit = self._calls[position]
             if unit not in result:
                 result.append(unit)
                 if len(result) == count:
