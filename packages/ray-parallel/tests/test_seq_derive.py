@@ -170,6 +170,17 @@ def test_a_file_that_does_not_say_how_it_was_tried_is_no_plan_file(key: str, val
         Derived.from_json(json.dumps(data))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model", None), ("model", ["a"]), ("blocks", {"blocks": [3]}), ("blocks", {"blocks": None}), ("branches", [3])],
+)
+def test_a_file_whose_names_are_no_texts_is_no_plan_file(key: str, value: Any) -> None:
+    data = json.loads(derive_plan(seq_probes.video).to_json())
+    data[key] = value
+    with pytest.raises(PlanError, match="no plan file"):
+        Derived.from_json(json.dumps(data))
+
+
 def test_a_file_of_another_version_is_refused() -> None:
     text = derive_plan(seq_probes.video).to_json().replace("derived plan 1", "derived plan 9")
     with pytest.raises(PlanError, match="derive the plan again"):

@@ -8,51 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from sequence_host import MISSING, found, host, options
-from sequence_tiny import normal, seeded
+from sequence_host import MISSING, found, host
+from sequence_sampling import patcher, sample
 from torch import Tensor, nn
 
 from ray_parallel.sequence import Parallel, ThreadComm, find, injection, parallelize, run_threads
 from ray_parallel.sequence.plans import ENTRIES
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(not found(), reason=MISSING)]
-
-LATENT = (1, 16, 3, 10, 6)
-
-
-def patcher() -> Any:
-    """A tiny Wan 2.1 of the host, in its patcher, on the CPU."""
-    settings = {
-        "image_model": "wan2.1",
-        "model_type": "t2v",
-        "in_dim": 16,
-        "dim": 96,
-        "ffn_dim": 96,
-        "freq_dim": 32,
-        "text_dim": 20,
-        "out_dim": 16,
-        "num_heads": 4,
-        "num_layers": 3,
-        "cross_attn_norm": True,
-    }
-    config = host("comfy.supported_models").WAN21_T2V(settings)
-    config.set_inference_dtype(torch.float32, None)
-    config.custom_operations = options()["operations"]
-    cpu = torch.device("cpu")
-    model = host("comfy.model_base").WAN21(config, image_to_video=False, device=cpu)
-    seeded(model.diffusion_model)
-    return host("comfy.model_patcher").ModelPatcher(model, cpu, cpu)
-
-
-def sample(model: Any) -> Tensor:
-    """Three steps of the host's sampler with guidance; the two prompts have different lengths."""
-    latent = torch.zeros(LATENT)
-    noise = host("comfy.sample").prepare_noise(latent, 5)
-    positive, negative = ([[normal(1, length, 20, seed=length), {}]] for length in (7, 9))
-    out: Tensor = host("comfy.sample").sample(
-        model, noise, 3, 5.0, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=5
-    )
-    return out
 
 
 @dataclass(slots=True)
@@ -68,7 +31,7 @@ class Injected:
 
 
 def injected(comm: ThreadComm) -> Injected:
-    base = patcher()
+    base = patcher(heads=4, layers=3)
     entry = find(base.model.diffusion_model, ENTRIES)
     it = Injected(base, base.clone())
 
@@ -91,7 +54,7 @@ def near(out: Tensor, want: Tensor) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_only_the_patched_clone_runs_in_parallel(ranks: int) -> None:
-    want = sample(patcher())
+    want = sample(patcher(heads=4, layers=3))
 
     def rank(comm: ThreadComm) -> None:
         it = injected(comm)
@@ -137,7 +100,7 @@ def test_an_override_of_another_node_is_called_too() -> None:
         model.model_options["transformer_options"]["optimized_attention_override"] = override
         return model
 
-    want = sample(with_override(patcher()))
+    want = sample(with_override(patcher(heads=4, layers=3)))
     assert set(seen) == {4}
     seen.clear()
     run_threads(2, lambda comm: near(sample(with_override(injected(comm).clone)), want))

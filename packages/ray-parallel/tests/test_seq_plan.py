@@ -184,6 +184,13 @@ def test_a_damaged_leaf_in_json(leaf: Any) -> None:
         Plan.from_json(json.dumps(data))
 
 
+@pytest.mark.parametrize("dim", [None, "1", 1.0, True, [1]])
+def test_a_dimension_that_is_no_number_is_refused(dim: Any) -> None:
+    for leaf in (Seq, Rows, Grid):
+        with pytest.raises(PlanError, match="needs the number of a dimension"):
+            leaf("video", dim=dim)
+
+
 def test_an_unknown_leaf_in_json() -> None:
     data = json.loads(Plan(regions=[region()]).to_json())
     data["regions"][0]["args"]["x"]["kind"] = "Stripe"

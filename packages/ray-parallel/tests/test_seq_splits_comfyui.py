@@ -9,8 +9,8 @@ import pytest
 import sequence_host
 import torch
 from sequence_host import host
-from sequence_tiny import difference, normal, seeded
-from torch import Tensor
+from sequence_sampling import patcher, sample
+from sequence_tiny import difference
 
 from ray_parallel.sequence import Comm, SplitError, cfg_split, data_split, parallelize, run_threads
 from ray_parallel.sequence.plans import plan_for
@@ -24,51 +24,6 @@ LIMIT = 4e-6
 
 Put = Callable[[Any, Comm], Any]
 """put(patcher, comm) -> the patcher with wrappers on it."""
-
-
-def patcher() -> Any:
-    """A tiny Wan in the host's own model and patcher classes."""
-    sizes = {
-        "image_model": "wan2.1",
-        "model_type": "t2v",
-        "in_dim": 16,
-        "dim": 72,
-        "ffn_dim": 96,
-        "freq_dim": 32,
-        "text_dim": 20,
-        "out_dim": 16,
-        "num_heads": 3,
-        "num_layers": 2,
-        "cross_attn_norm": True,
-    }
-    config = host("comfy.supported_models").WAN21_T2V(sizes)
-    config.set_inference_dtype(torch.float32, None)
-    config.custom_operations = host("comfy.ops").disable_weight_init
-    cpu = torch.device("cpu")
-    model = host("comfy.model_base").WAN21(config, image_to_video=False, device=cpu)
-    seeded(model.diffusion_model)
-    return host("comfy.model_patcher").ModelPatcher(model, cpu, cpu)
-
-
-def sample(
-    model: Any,
-    *,
-    batch: int = 1,
-    texts: tuple[int, int] = (7, 9),
-    cfg: float = 5.0,
-    sampler: str = "euler",
-    mask: bool = False,
-    conditions: int = 1,
-) -> Tensor:
-    """Three steps of the host's sampler."""
-    latent = normal(batch, 16, 3, 10, 6, seed=3) if mask else torch.zeros(batch, 16, 3, 10, 6)
-    noise = normal(batch, 16, 3, 10, 6, seed=5)  # the host's own draws from a generator that the threads share
-    positive, negative = ([[normal(conditions, length, 20), {}]] for length in texts)
-    kept = torch.rand(batch, 1, 3, 10, 6, generator=torch.Generator().manual_seed(2)).round() if mask else None
-    out: Tensor = host("comfy.sample").sample(
-        model, noise, 3, cfg, sampler, "simple", positive, negative, latent, disable_pbar=True, seed=5, noise_mask=kept
-    )
-    return out
 
 
 def with_cfg(model: Any, comm: Comm) -> Any:

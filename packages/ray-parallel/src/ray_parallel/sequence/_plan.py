@@ -324,6 +324,8 @@ def _named(leaf: Any) -> Streams:
     streams = _names(leaf.streams)
     if not streams or not all(isinstance(name, str) and name for name in streams):
         raise PlanError(f"{type(leaf).__name__} needs the names of its streams, got {leaf.streams!r}")
+    if type(dim := getattr(leaf, "dim", 0)) is not int:
+        raise PlanError(f"{type(leaf).__name__} needs the number of a dimension, got {dim!r}")
     return streams
 
 

@@ -82,18 +82,24 @@ class Derived:
                 raise TypeError(f"tried on {ranks} ranks")
             return cls(
                 entry=Entry(
-                    model=data["model"],
+                    model=_text(data["model"]),
                     plan=Plan.from_json(json.dumps(data["plan"])),
-                    blocks={name: tuple(names) for name, names in data["blocks"].items()},
+                    blocks={name: tuple(map(_text, names)) for name, names in data["blocks"].items()},
                 ),
                 difference=float(data["tried"]["difference"]),
                 ranks=ranks,
-                branches=tuple(data["branches"]),
+                branches=tuple(map(_text, data["branches"])),
             )
         except PlanError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise PlanError(f"this is no plan file ({error!r}); derive one") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no name")
+    return value
 
 
 def derive_plan(probe: Probe, *, allow_branches: bool = False) -> Derived:
