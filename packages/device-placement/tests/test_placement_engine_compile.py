@@ -77,13 +77,14 @@ def counting(counter):
         compiled_graphs[counter] += 1
         return graph.forward
     return backend
+backends = counting(0), counting(1)  # the compiler takes another function for another backend
 with torch.no_grad(), place(model, plan_for(model, machine), backend=machine.make_backend()) as handle:
     expected = model(x)
     print("torch._dynamo" in sys.modules)
-    compiled = torch.compile(model, backend=counting(0))
+    compiled = torch.compile(model, backend=backends[0])
     print(all(torch.equal(compiled(x), expected) for _ in range(3)))
     for index in range(5):
-        part(model, f"blocks.{index}").compile(backend=counting(1))
+        part(model, f"blocks.{index}").compile(backend=backends[1])
     print(all(torch.equal(model(x), expected) for _ in range(3)))
     print(compiled_graphs, handle.stats().calls, handle.stats().surprises)
 """
