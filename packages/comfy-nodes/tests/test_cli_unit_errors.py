@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from cli_gguf import write_hollow_gguf
+from cli_testing import transformer_shapes, write_header
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from comfy_nodes.cli import main
 from comfy_nodes.cli._exit import CommandError, ExitCode, check_target, exits_with
@@ -73,6 +77,42 @@ def test_every_command_that_reads_a_file_refuses_what_is_not_in_it(
     captured = capsys.readouterr()
     assert str(path) in captured.err
     assert captured.out == ""
+
+
+Harm = tuple[int, bytes]
+harms: st.SearchStrategy[list[Harm]] = st.lists(
+    st.tuples(st.integers(0, 1500), st.binary(max_size=4)), min_size=1, max_size=3
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One good file of each kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    shapes = transformer_shapes(2, 64)
+    write_header(folder / "a.safetensors", shapes, body=True)
+    pytest.importorskip("gguf")
+    write_hollow_gguf(folder / "a.gguf", shapes, lambda name: "F16")
+    return {"safetensors": folder / "a.safetensors", "gguf": folder / "a.gguf"}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(harm=harms, cut=st.none() | st.integers(0, 3000))
+def test_a_damaged_header_is_planned_or_refused_in_words(
+    kind: str, harm: list[Harm], cut: int | None, whole: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever bytes stand in a file: no traceback, and a refusal names the file."""
+    content = bytearray(whole[kind].read_bytes())
+    for place, planted in harm:
+        content[place : place + len(planted)] = planted
+    path = whole[kind].with_name(f"damaged.{kind}")
+    path.write_bytes(content[:cut])
+    code = main(["plan", str(path), "--spec", "cuda:0,50%;cpu,*", *MACHINE])
+    captured = capsys.readouterr()
+    assert code in (ExitCode.OK, ExitCode.REFUSED)
+    assert (code == ExitCode.OK) == ("Final assignment" in captured.out)
+    assert code == ExitCode.OK or captured.err.startswith(f"torchspan plan: {path}")
 
 
 def test_a_target_can_be_written_where_its_folder_is(tmp_path: Path) -> None:

@@ -128,6 +128,25 @@ def test_a_probe_that_cannot_be_loaded_ends_with_2(
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("answer", ["3", "(3, {})", "(torch.nn.Identity(), [1])", "torch.nn.Identity()"])
+def test_a_probe_that_gives_something_else_is_told_what_to_give(
+    answer: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"sp_answers_{len(answer)}"
+    (folder / f"{name}.py").write_text(f"import torch\n\ndef probe(step):\n    return {answer}\n", encoding="utf-8")
+    importlib.invalidate_caches()
+    assert main(["sp", "derive", f"{name}:probe", "--out", "plan.json"]) == ExitCode.USAGE
+    assert "return the model and a dict of the arguments of its forward" in capsys.readouterr().err
+    assert not (folder / "plan.json").exists()
+
+
+def test_what_a_probe_raises_keeps_its_traceback(folder: Path) -> None:
+    (folder / "sp_raises.py").write_text("def probe(step):\n    raise LookupError('mine')\n", encoding="utf-8")
+    importlib.invalidate_caches()
+    with pytest.raises(LookupError, match="mine"):
+        main(["sp", "derive", "sp_raises:probe", "--out", "plan.json"])
+
+
 @pytest.mark.parametrize("data", [None, b"{}", b"no JSON", b"\xff\xfe"])
 def test_a_file_that_is_no_plan_ends_with_2(
     data: bytes | None, folder: Path, capsys: pytest.CaptureFixture[str]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from comfy_nodes.nodes._picture import COLOURS, HEIGHT, WIDTH, columns, picture
+from comfy_nodes.nodes._picture import COLOURS, HEIGHT, WIDTH, _subtitle, columns, picture
 from comfy_nodes.nodes._tools import exact_allocation
 from device_placement import Device, Hardware, Link, PlacementPlan, TensorHome, UnitPlacement, predict
 
@@ -65,6 +65,23 @@ def test_the_prediction_changes_the_words_and_not_the_bars() -> None:
     without = picture(plan)
     assert not torch.equal(with_words[:, :80], without[:, :80])
     assert torch.equal(with_words[:, 80:], without[:, 80:])
+
+
+@pytest.mark.parametrize(
+    ("shares", "seconds", "words"),
+    [
+        ((4, 0), None, "everything resident on cuda:0"),
+        ((3, 1), None, "0.01 GB sent to cuda:0 a pass, 0.0015 s on the busiest link"),
+        ((3, 1), 0.5, "0.01 GB sent to cuda:0 a pass; predicted 1.00 x all resident, bound by the compute"),
+    ],
+)
+def test_the_words_say_what_is_known(shares: tuple[int, ...], seconds: float | None, words: str) -> None:
+    plan = plan_of(*shares)
+    devices = tuple(Device(name=name, total_bytes=1 << 34, free_bytes=1 << 34) for name in ("cuda:0", "cuda:1"))
+    links = (Link(source="cuda:1", target="cuda:0", gb_per_second=10),)
+    hardware = Hardware(compute="cuda:0", devices=devices, links=links)
+    assert _subtitle(plan, predict(plan, hardware, compute_seconds=seconds)) == words
+    assert words.startswith(_subtitle(plan, None))
 
 
 def test_a_model_of_any_length_fits() -> None:

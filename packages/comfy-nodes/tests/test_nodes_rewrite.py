@@ -91,6 +91,11 @@ def test_donors_become_the_switch_where_it_can_say_them(donor: str, switch: bool
     assert said == {"device": "cuda:0", "use_other_vram": switch}
 
 
+def test_donors_that_take_nothing_need_no_text() -> None:
+    inputs = {"device": "cuda:0", "virtual_vram_gb": 0.0, "use_other_vram": True}
+    assert rewrite_inputs(STANDARD, inputs, DEVICES) == {"compute_device": "cuda:0", "virtual_ram_gb": 0.0}
+
+
 def test_a_text_keeps_its_word_over_donors() -> None:
     inputs = {"device": "cuda:0", "use_other_vram": True, "expert_mode_allocations": "cuda:0,2gb;cpu,*"}
     assert rewrite_inputs(STANDARD, inputs, DEVICES)["expert_mode_allocations"] == "cuda:0,2gb;cpu,*"

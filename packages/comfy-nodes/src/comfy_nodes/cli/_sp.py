@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_nodes.cli._exit import CommandError, ExitCode, check_target, exits_with
 from comfy_nodes.cli._output import warn
@@ -96,7 +96,23 @@ def _load(name: str) -> Probe:
         raise CommandError(
             f"{module_name} ({where}) has no function {function}; name your probe", exit_code=ExitCode.USAGE
         )
-    return probe
+    return _checked(probe, name)
+
+
+def _checked(probe: Probe, name: str) -> Probe:
+    """The same probe, whose answers are looked at: what it raises is its own, with its traceback."""
+
+    def checked(step: int) -> Any:
+        answer: Any = probe(step)
+        if not (isinstance(answer, tuple) and len(answer) == 2 and callable(answer[0]) and isinstance(answer[1], dict)):
+            raise CommandError(
+                f"{name} gave {type(answer).__name__} for step {step}; return the model and a dict of the arguments of "
+                "its forward",
+                exit_code=ExitCode.USAGE,
+            )
+        return answer
+
+    return checked
 
 
 def _summary(derived: Derived) -> str:
