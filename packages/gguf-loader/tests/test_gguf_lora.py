@@ -217,6 +217,15 @@ class TestRefusals:
         with pytest.raises(GgufLoraError, match="'a' is there already"):
             add_lora(model, "a", for_both(1))
 
+    def test_a_name_that_other_layers_have_taken(self) -> None:
+        """A name has one strength in the whole model, so that what `lora_strengths` says of it is true."""
+        model = Two()
+        add_lora(model, "a", {"first": adapter(256, 64)}, strength=0.25)
+        with pytest.raises(GgufLoraError, match="adapter 'a' is there already; remove it first"):
+            add_lora(model, "a", {"second": adapter(64, 32)}, strength=1.0)
+        assert lora_strengths(model) == {"a": 0.25}
+        assert not model.second._forward_hooks
+
     def test_a_name_that_is_not_there(self) -> None:
         model = Two()
         add_lora(model, "a", for_both())

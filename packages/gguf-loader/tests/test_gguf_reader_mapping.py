@@ -43,6 +43,19 @@ def test_writing_to_a_tensor_never_reaches_the_file(rich_path: Path) -> None:
     assert open_gguf(rich_path).native_tensor("norm").tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+def test_elsewhere_than_on_linux_the_mapping_is_private_too(
+    rich_path: Path, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gguf_loader._reader.sys.platform", platform)
+    file = open_gguf(rich_path)
+    monkeypatch.undo()
+    before = rich_path.read_bytes()
+    file.native_tensor("norm").fill_(9)
+    assert file.native_tensor("norm").tolist() == [9, 9, 9, 9]
+    assert rich_path.read_bytes() == before
+
+
 def test_two_views_of_a_tensor_share_their_memory(rich_path: Path) -> None:
     file = open_gguf(rich_path)
     assert file.native_tensor("norm").data_ptr() == file.tensor_bytes("norm").data_ptr()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from gguf_packing import BLOCK_TYPES, packed
 
-from gguf_loader._backend import require_backend, uses_triton
+from gguf_loader._backend import _has_triton, require_backend, uses_triton
 from gguf_loader._config import DequantConfig
 from gguf_loader._dequant import KERNELS
 from gguf_loader._errors import GgufPackedError
@@ -167,3 +167,16 @@ def test_unknown_backends_are_refused(check: object) -> None:
     assert callable(check)
     with pytest.raises(GgufPackedError, match="unknown backend 'cuda'; choose one of auto, eager, triton"):
         check("cuda")
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_on_cuda_eager_torch_stands_in_for_a_triton_that_is_not_there_and_says_so_once(
+    is_installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _has_triton.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if is_installed else None)
+    cuda = torch.device("cuda", 0)
+    with caplog.at_level("WARNING", "gguf_loader"):
+        assert [uses_triton("auto", cuda), uses_triton("auto", cuda)] == [is_installed] * 2
+    _has_triton.cache_clear()
+    assert caplog.text.count("Triton is not installed") == (not is_installed)

@@ -26,10 +26,12 @@ def add_lora(model: nn.Module, name: str, adapters: Mapping[str, LowRank], *, st
         strength: how much of it is added; 0 adds nothing and costs nothing.
 
     Raises:
-        GgufLoraError: a layer is missing, is no linear layer, is given under two names, has the adapter already, or has
-            other sizes, or the strength is not finite. No layer is changed then.
+        GgufLoraError: the model has an adapter of the name, a layer is missing, is no linear layer, is given under two
+            names or has other sizes, or the strength is not finite. No layer is changed then.
     """
     _require_strength(name, strength)
+    if name in lora_strengths(model):
+        raise GgufLoraError(f"adapter {name!r} is there already", remedy="remove it first, or set its strength")
     fits = [(_layer(model, path), path, adapter) for path, adapter in adapters.items()]
     _refuse_twice((layer, path) for layer, path, _ in fits)
     for layer, path, adapter in fits:

@@ -97,13 +97,11 @@ class LowRankTerms(nn.Module):
         return {name: share.strength for name, share in self._shares.items()}
 
     def require_fit(self, name: str, adapter: LowRank) -> None:
-        """Refuse an adapter whose name is taken, or whose factors do not fit the layer.
+        """Refuse an adapter whose factors do not fit the layer.
 
         Raises:
             GgufLoraError: it does not fit.
         """
-        if name in self._shares:
-            raise GgufLoraError(f"adapter {name!r} is there already", remedy="remove it first, or set its strength")
         layer, found = (self.down.shape[1], self.up.shape[0]), (adapter.down.shape[1], adapter.up.shape[0])
         if found != layer:
             raise GgufLoraError(
