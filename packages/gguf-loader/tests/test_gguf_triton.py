@@ -1,10 +1,11 @@
 """The Triton kernel: interpreted, it gives ggml's bits; compiled, every GPU generation takes it.
 
-Interpretation is a mode of the whole process, so that each of these tests runs in a process of its own.
+Interpretation is a mode of the whole process, so that what is interpreted runs in another one, all of it in one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -70,6 +71,27 @@ assert torch.equal(by_triton, layer(x))
 print("equal")
 """
 
+ALL_OF_IT = """
+import contextlib, io, json, sys, traceback
+said = {}
+for name, script in json.loads(sys.argv[1]).items():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            exec(script, {})
+        except Exception:
+            traceback.print_exc(file=out)
+    said[name] = out.getvalue().splitlines()
+print(json.dumps(said))
+"""
+
+IMPORTED = """
+import sys, gguf_loader
+from gguf_loader import _dequant, _convert, _lora
+print("triton" in sys.modules)
+from gguf_loader._triton import DECODERS
+print(*DECODERS)
+"""
+
 COMPILED = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -96,13 +118,13 @@ for name, decoder in DECODERS.items():
 """
 
 
-def run(script: str, tmp_path: Path, **environment: str) -> list[str]:
+def run(script: str, tmp_path: Path, *arguments: str, **environment: str) -> list[str]:
     """The lines that a script prints in a fresh process."""
     pytest.importorskip("triton")
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     home = {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *arguments],
         env={**os.environ, **home, "PYTHONPATH": path, **environment},
         capture_output=True,
         text=True,
@@ -113,21 +135,32 @@ def run(script: str, tmp_path: Path, **environment: str) -> list[str]:
     return result.stdout.split("\n")[:-1]
 
 
-def test_every_type_has_a_decoder(tmp_path: Path) -> None:
-    script = "from gguf_loader._triton import DECODERS\nprint(*DECODERS, sep='\\n')"
-    assert set(run(script, tmp_path)) == set(KERNELS)
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What each script prints where Triton interprets its kernels."""
+    scripts = json.dumps({"exact": EXACT, "any address": ANY_ADDRESS, "whole layer": WHOLE_LAYER})
+    (said,) = run(ALL_OF_IT, tmp_path_factory.mktemp("triton"), scripts, TRITON_INTERPRET="1")
+    found: dict[str, list[str]] = json.loads(said)
+    return found
 
 
-def test_interpreted_weights_equal_the_golden_vectors(tmp_path: Path) -> None:
-    assert run(EXACT, tmp_path, TRITON_INTERPRET="1") == list(BLOCK_TYPES)
+def test_every_type_has_a_decoder_and_triton_is_imported_for_them_alone(tmp_path: Path) -> None:
+    before, decoders = run(IMPORTED, tmp_path)
+    assert before == "False"
+    assert set(decoders.split()) == set(KERNELS)
 
 
-def test_blocks_may_start_at_any_byte_and_nothing_else_is_written(tmp_path: Path) -> None:
-    assert len(run(ANY_ADDRESS, tmp_path, TRITON_INTERPRET="1")) == 12
+def test_interpreted_weights_equal_the_golden_vectors(interpreted: dict[str, list[str]]) -> None:
+    assert interpreted["exact"] == list(BLOCK_TYPES)
 
 
-def test_a_layer_configured_for_triton_uses_it(tmp_path: Path) -> None:
-    assert run(WHOLE_LAYER, tmp_path, TRITON_INTERPRET="1") == ["equal"]
+def test_blocks_may_start_at_any_byte_and_nothing_else_is_written(interpreted: dict[str, list[str]]) -> None:
+    names = ("Q8_0", "Q6_K", "MXFP4", "IQ3_S")
+    assert interpreted["any address"] == [f"{name} {count}" for name in names for count in (1, 3, 41)]
+
+
+def test_a_layer_configured_for_triton_uses_it(interpreted: dict[str, list[str]]) -> None:
+    assert interpreted["whole layer"] == ["equal"]
 
 
 # The oldest generation, which has no bfloat16 of its own, and the newest take all dtypes; others the models' own.
@@ -140,13 +173,6 @@ GENERATIONS = {75: ALL, 80: ("bf16",), 90: ("bf16",), 120: ALL}
 def test_every_decoder_compiles_ahead_of_time(capability: int, tmp_path: Path) -> None:
     script = COMPILED.replace("CAPABILITY", str(capability)).replace("DTYPES", repr(GENERATIONS[capability]))
     assert set(run(script, tmp_path)) == set(KERNELS)
-
-
-def test_importing_the_package_imports_no_triton(tmp_path: Path) -> None:
-    script = (
-        "import sys, gguf_loader\nfrom gguf_loader import _dequant, _convert, _lora\nprint('triton' in sys.modules)"
-    )
-    assert run(script, tmp_path) == ["False"]
 
 
 def test_the_backend_follows_the_device() -> None:
