@@ -209,6 +209,21 @@ def test_a_temporary_folder_without_anything_to_keep_is_not_left(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", [[], ["--gguf"]], ids=["safetensors", "gguf"])
+def test_a_model_that_cannot_be_written_is_refused_by_name(
+    kind: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if kind:
+        pytest.importorskip("gguf")
+    occupied = tmp_path / f"demo.{'gguf' if kind else 'safetensors'}"
+    occupied.mkdir()
+    assert main(["demo", *SMALL, *kind, "--out", str(tmp_path)]) == ExitCode.REFUSED
+    captured = capsys.readouterr()
+    assert str(occupied) in captured.err
+    assert occupied.is_dir()
+    assert "unplaced" not in captured.out
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     occupied = tmp_path / "file"
     occupied.write_text("")

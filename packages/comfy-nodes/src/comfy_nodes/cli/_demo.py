@@ -63,8 +63,8 @@ def run(options: argparse.Namespace) -> ExitCode:
         with one_core_for_the_link():
             return _demonstrate(options, spec, file, checkpoint)
     finally:
-        if not options.keep_model:
-            checkpoint.unlink(missing_ok=True)
+        if checkpoint.is_file() and not options.keep_model:
+            checkpoint.unlink()
         if options.out is None and not any(folder.iterdir()):
             folder.rmdir()  # refused before there was anything to keep
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -168,9 +168,16 @@ def write_checkpoint(path: Path, config: DemoConfig, *, seed: int) -> int:
         path: file to write; replaced when it exists.
         config: shape of the model, kept in the metadata of the file.
         seed: the same seed writes the same bytes.
+
+    Raises:
+        OSError: it cannot be written there.
     """
     # One entry alone: safetensors writes several in an order that changes from run to run.
-    save_file(random_weights(config, seed=seed), path, metadata={CONFIG_KEY: json.dumps(asdict(config))})
+    metadata = {CONFIG_KEY: json.dumps(asdict(config))}
+    try:
+        save_file(random_weights(config, seed=seed), path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({error}); choose another folder, or make room there") from error
     return path.stat().st_size
 
 
