@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pickle
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ import pytest
 
 import ray_parallel
 from ray_parallel import ParallelError, _errors, sequence, workers
-from ray_parallel.sequence import Link, Workload, predict
+from ray_parallel.sequence import Link, Workload
 from ray_parallel.workers import _errors as worker_errors
 
+# Where pickle looks for its classes, also when pytest has imported the modules once more for their examples.
+_auto = importlib.import_module("ray_parallel.sequence._auto")
 WAN = Workload(tokens=32760, heads=40, head_dim=128, layers=40, forward_seconds=12.0)
 
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -25,7 +28,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "DeadlineExceededError": {"what": "a step", "rank": None, "generation": 2, "seconds": 3.0},
     "GpuIndexError": {"text": "0,x", "reason": "'x' is no index", "remedy": "write numbers"},
     "GroupStateError": {"state": "busy", "remedy": "wait"},
-    "NotWorthItError": {"prediction": predict(WAN, Link(), sequence=2), "least_speedup": 9.0},
+    "NotWorthItError": {"prediction": _auto.predict(WAN, Link(), sequence=2), "least_speedup": 9.0},
     "ObjectStoreSizeError": {
         "what": "the weights", "needed_bytes": 3 << 30, "available_bytes": 1 << 30, "where": "/dev/shm",
         "remedy": "use a file",

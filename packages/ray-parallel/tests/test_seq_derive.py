@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -45,6 +46,12 @@ def only_region(probe: Probe) -> Region:
     region: Region
     (region,) = derive_plan(probe).entry.plan.regions
     return region
+
+
+@cache
+def derived_video() -> Derived:
+    """The plan of the simplest model; deriving it takes its time, and it is plain data."""
+    return derive_plan(seq_probes.video)
 
 
 def test_one_stream_is_found_with_all_that_goes_with_it() -> None:
@@ -92,7 +99,7 @@ def test_a_model_that_works_between_its_blocks_gets_its_tokens_whole_there() -> 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_a_derived_plan_is_exact_at_a_length_that_was_not_tried(ranks: int) -> None:
-    derived = Derived.from_json(derive_plan(seq_probes.video).to_json())
+    derived = Derived.from_json(derived_video().to_json())
     model, _ = seq_probes.video(0)
     inputs = video_inputs(tokens=53)
     with torch.no_grad():
@@ -142,7 +149,7 @@ def test_a_plan_file_holds_all_of_it() -> None:
 
 
 def without(key: str) -> str:
-    data = json.loads(derive_plan(seq_probes.video).to_json())
+    data = json.loads(derived_video().to_json())
     del data[key]
     return json.dumps(data)
 
@@ -164,7 +171,7 @@ def test_other_text_is_no_plan_file(text: str) -> None:
     [("difference", "small"), ("difference", None), ("ranks", 2), ("ranks", []), ("ranks", [1]), ("ranks", ["2"])],
 )
 def test_a_file_that_does_not_say_how_it_was_tried_is_no_plan_file(key: str, value: Any) -> None:
-    data = json.loads(derive_plan(seq_probes.video).to_json())
+    data = json.loads(derived_video().to_json())
     data["tried"][key] = value
     with pytest.raises(PlanError, match="no plan file"):
         Derived.from_json(json.dumps(data))
@@ -175,14 +182,14 @@ def test_a_file_that_does_not_say_how_it_was_tried_is_no_plan_file(key: str, val
     [("model", None), ("model", ["a"]), ("blocks", {"blocks": [3]}), ("blocks", {"blocks": None}), ("branches", [3])],
 )
 def test_a_file_whose_names_are_no_texts_is_no_plan_file(key: str, value: Any) -> None:
-    data = json.loads(derive_plan(seq_probes.video).to_json())
+    data = json.loads(derived_video().to_json())
     data[key] = value
     with pytest.raises(PlanError, match="no plan file"):
         Derived.from_json(json.dumps(data))
 
 
 def test_a_file_of_another_version_is_refused() -> None:
-    text = derive_plan(seq_probes.video).to_json().replace("derived plan 1", "derived plan 9")
+    text = derived_video().to_json().replace("derived plan 1", "derived plan 9")
     with pytest.raises(PlanError, match="derive the plan again"):
         Derived.from_json(text)
 
@@ -197,7 +204,7 @@ def test_a_plan_of_another_class_fails_the_check() -> None:
 
 
 def test_a_block_with_another_argument_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    derived = derive_plan(seq_probes.video)
+    derived = derived_video()
     forward = VideoBlock.forward
 
     def with_more(self: Any, x: Any, pe: Any, e: Any, context: Any, mask: Any = None, gain: float = 1.0) -> Any:
@@ -209,7 +216,7 @@ def test_a_block_with_another_argument_fails_the_check(monkeypatch: pytest.Monke
 
 
 def test_a_block_that_computes_something_else_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    derived = derive_plan(seq_probes.video)
+    derived = derived_video()
     forward = VideoBlock.forward
 
     def mixed(self: Any, x: Any, pe: Any, e: Any, context: Any, mask: Any = None) -> Any:

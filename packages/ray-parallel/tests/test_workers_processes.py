@@ -25,7 +25,7 @@ def test_one_that_does_not_listen_is_killed_and_one_that_left_is_not() -> None:
         stubborn.terminate()
         assert willing.stdin is not None
         willing.stdin.close()
-        assert end([deaf, polite], patience_seconds=2) == (deaf,)
+        assert end([deaf, polite], patience_seconds=1) == (deaf,)
         assert not polite.is_alive()
         assert willing.wait() == 0
         assert stubborn.wait() == -9

@@ -36,8 +36,8 @@ class ClusterFolder:
         # Its name comes after the lock: another process would take an unlocked one for left behind.
         unnamed = self.path / f"{_LOCK}-soon"
         self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR)
-        _try_lock(self._lock)
-        unnamed.rename(self.path / _LOCK)
+        if _try_lock(self._lock):
+            unnamed.rename(self.path / _LOCK)
 
     def remove(self, *, patience_seconds: float = 5.0) -> None:
         """Remove it, once; what still writes into it while it ends is waited for.
