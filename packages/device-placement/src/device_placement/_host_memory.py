@@ -34,7 +34,7 @@ def host_memory(root: Path = _ROOT) -> tuple[int, int]:
     if sys.platform == "win32":
         return _windows_memory()
     if sys.platform == "darwin":
-        answer = subprocess.run(["vm_stat"], capture_output=True, text=True, check=True).stdout
+        answer = _vm_stat()
         total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(parse_vm_stat(answer), total_bytes), total_bytes
     return _linux_memory(root)
@@ -99,6 +99,15 @@ def _reclaimable(folder: Path) -> int:
     return sum(int(fields.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
 
 
+def _vm_stat() -> str:
+    try:
+        return subprocess.run(["vm_stat"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise DeviceUnavailableError(
+            "cpu", f"vm_stat cannot be run ({error})", "describe the machine by hand with Hardware(...)"
+        ) from error
+
+
 def parse_vm_stat(answer: str) -> int:
     """Free bytes by macOS's ``vm_stat``: free pages and those that it would give up.
 
@@ -125,15 +134,15 @@ def _windows_memory() -> tuple[int, int]:
         """MEMORYSTATUSEX of the Windows API."""
 
         _fields_ = (
-            ("length", ctypes.c_ulong),
-            ("memory_load", ctypes.c_ulong),
-            ("total_physical", ctypes.c_ulonglong),
-            ("available_physical", ctypes.c_ulonglong),
-            ("total_page_file", ctypes.c_ulonglong),
-            ("available_page_file", ctypes.c_ulonglong),
-            ("total_virtual", ctypes.c_ulonglong),
-            ("available_virtual", ctypes.c_ulonglong),
-            ("available_extended_virtual", ctypes.c_ulonglong),
+            ("length", ctypes.c_uint32),
+            ("memory_load", ctypes.c_uint32),
+            ("total_physical", ctypes.c_uint64),
+            ("available_physical", ctypes.c_uint64),
+            ("total_page_file", ctypes.c_uint64),
+            ("available_page_file", ctypes.c_uint64),
+            ("total_virtual", ctypes.c_uint64),
+            ("available_virtual", ctypes.c_uint64),
+            ("available_extended_virtual", ctypes.c_uint64),
         )
 
     status = MemoryStatus()

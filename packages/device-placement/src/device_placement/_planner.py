@@ -288,7 +288,7 @@ def _check_compute(chosen: PlacementPlan, trial: _Trial, hardware: Hardware) -> 
     if chosen.compute_peak_bytes <= usable:
         return
     compute = chosen.compute
-    fitting = trial.largest_fitting()
+    fitting = chosen if trial.request.may_choose else trial.largest_fitting()
     if fitting.compute_peak_bytes <= usable:
         most = fitting.bytes_on(compute)
         remedy = (
