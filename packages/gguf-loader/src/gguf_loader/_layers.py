@@ -35,7 +35,8 @@ class _Packed(nn.Module):
         return weight
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, packed={self.packed_weight.ggml_type.name}"
+        weight = self.weight
+        return f"{super().extra_repr()}, packed={weight.ggml_type if isinstance(weight, PackedTensor) else 'no'}"
 
 
 class GgufLinear(_Packed, nn.Linear):

@@ -147,9 +147,13 @@ def packed_embedding(indices: Tensor, weight: PackedTensor, config: DequantConfi
         (*indices.shape, features) in the dtype of the weight.
 
     Raises:
-        GgufPackedError: a row of the weight does not hold whole blocks.
+        GgufPackedError: the weight is no matrix, or a row of it does not hold whole blocks.
         IndexError: an index is out of range.
     """
+    if weight.ndim != 2:
+        raise GgufPackedError(
+            f"a table of shape {tuple(weight.shape)} is no matrix", remedy="pass a weight of (rows, features)"
+        )
     kind, features = weight.ggml_type, weight.shape[1]
     if features % kind.block_size:
         raise GgufPackedError(
