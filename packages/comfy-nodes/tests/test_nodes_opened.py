@@ -1,9 +1,12 @@
 """Saved workflows of every generation, in today's names and positions before the editor opens them."""
 
+import asyncio
 import json
+import sys
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from nodes_golden import WORKFLOWS
 from nodes_testing import DEVICES, sent_by_editor
 
+from comfy_nodes.host import _app
 from comfy_nodes.nodes._opened import reopen, reopen_node
 from comfy_nodes.nodes._rewrite import declared_name, rewrite_prompt
 from comfy_nodes.nodes._table import TABLE
@@ -207,6 +211,41 @@ def test_todays_name_of_an_input() -> None:
     assert declared_name(row, "virtual_vram_gb") == "virtual_ram_gb"
     assert declared_name(row, "keep_loaded") is None
     assert declared_name(row, "unet_name") is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "answer"),
+    [
+        ('{"nodes": [1]}', 200, {"said": {"nodes": [1]}}),
+        ("[1]", 400, {"error": "post a JSON object"}),
+        ("{", 400, {"error": "post a JSON object"}),
+        ("", 400, {"error": "post a JSON object"}),
+    ],
+)
+def test_the_route_answers_objects_alone(
+    monkeypatch: pytest.MonkeyPatch, body: str, status: int, answer: dict[str, Any]
+) -> None:
+    web = pytest.importorskip("aiohttp.web")
+    from aiohttp.test_utils import TestClient, TestServer
+
+    routes = web.RouteTableDef()
+    server = SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(routes=routes)))
+    monkeypatch.setitem(sys.modules, "server", cast(ModuleType, server))
+    assert _app.answer("/reopen", lambda document: {"said": document})
+
+    async def ask() -> tuple[int, Any]:
+        application = web.Application()
+        application.add_routes(routes)
+        async with TestClient(TestServer(application)) as client:
+            response = await client.post("/reopen", data=body)
+            return response.status, await response.json()
+
+    assert asyncio.run(ask()) == (status, answer)
+
+
+def test_without_a_server_there_is_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "server", raising=False)
+    assert not _app.answer("/reopen", lambda document: document)
 
 
 saved_values = st.lists(
