@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ray_parallel.sequence import Attn, Grid, Plan, PlanError, Region, Seq, ThreadComm, parallelize, run_threads
-from ray_parallel.sequence._binding import Signature
 from ray_parallel.sequence._catch import override
 
 JOINT = ("txt", "img")
@@ -115,45 +114,6 @@ def test_a_rule_over_a_stream_without_a_length_raises() -> None:
 
 def test_a_plan_with_other_rules_and_inputs_survives_json() -> None:
     assert Plan.from_json(PLAN.to_json()) == PLAN
-
-
-def test_starred_arguments_are_replaced_where_they_were() -> None:
-    bound = Signature(TwiceBlock()).bind((1, 2), {"gain": 3})
-    assert bound.given() == {"*args": (1, 2), "gain": 3}
-    bound.replace("*args", [4, 5])
-    assert bound.call() == ((4, 5), {"gain": 3})
-
-
-class Named(nn.Module):
-    def forward(self, x: int, y: int = 0, *, z: int = 0, **more: int) -> tuple[int, int, int, dict[str, int]]:
-        return x, y, z, more
-
-
-def test_arguments_stay_by_position_or_by_name() -> None:
-    bound = Signature(Named()).bind((1,), {"y": 2, "w": 3})
-    assert bound.given() == {"x": 1, "y": 2, "w": 3}
-    for name, value in {"x": 10, "y": 20, "z": 30, "w": 40, "v": 50}.items():
-        bound.replace(name, value)
-    args, kwargs = bound.call()
-    assert (args, kwargs) == ((10,), {"y": 20, "z": 30, "w": 40, "v": 50})
-    assert Named()(*args, **kwargs) == (10, 20, 30, {"w": 40, "v": 50})
-
-
-def test_names_carry_their_stars() -> None:
-    signature = Signature(Named())
-    assert signature.names() == ("x", "y", "z", "**more")
-    assert signature.takes("z")
-    assert not signature.takes("more")
-    assert Signature(TwiceBlock()).names() == ("*args", "**kwargs")
-
-
-def test_too_many_positional_arguments_raise() -> None:
-    with pytest.raises(TypeError, match="takes 2 positional arguments, but 3 were given"):
-        Signature(Named()).bind((1, 2, 3), {})
-
-
-def test_what_is_none_was_not_given() -> None:
-    assert Signature(Named()).bind((None, 2), {"z": None}).given() == {"y": 2}
 
 
 def test_values_with_their_heads_apart_are_understood() -> None:

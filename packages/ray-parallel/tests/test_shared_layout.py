@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shared_examples import every_type, write_file, write_raw
+from shared_examples import every_type, random_bits, same_bits, write_file, write_raw
 
 from ray_parallel.workers import InvalidRequestError, SharedWeights, TensorSlot, WeightsError, WeightsLayout
 
@@ -104,6 +105,13 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
         ("[]", "is no index of shards"),
         ("{}", "is no index of shards"),
         (json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}), "which is not beside it"),
+        (json.dumps({"weight_map": {"a": ".."}}), "which is not beside it"),
+        (json.dumps({"weight_map": {"a": ""}}), "is no index of shards"),
+        (json.dumps({"weight_map": {"a": 3}}), "is no index of shards"),
+        (json.dumps({"weight_map": {"a": ["one.safetensors"]}}), "is no index of shards"),
+        (json.dumps({"weight_map": {"a": "one\0.safetensors"}}), "is no index of shards"),
+        (json.dumps({"weight_map": {}}), "is no index of shards"),
+        (json.dumps({"weight_map": ["one.safetensors"]}), "is no index of shards"),
     ],
 )
 def test_a_broken_index_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -119,6 +127,37 @@ def test_a_cut_file_is_refused(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(WeightsError, match=r"is no complete safetensors file.*download it again"):
         SharedWeights.from_file(path)
+
+
+@given(place=st.integers(0, 200), byte=st.integers(0, 255))
+def test_a_damaged_header_is_read_as_what_it_says_or_refused(place: int, byte: int) -> None:
+    """Whatever byte is wrong: no other error, and never a tensor outside of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_file(Path(folder) / "model.safetensors", {"a": torch.ones(3, 4), "b": torch.ones(5)}, {"k": "v"})
+        raw = bytearray(path.read_bytes())
+        raw[place % len(raw)] = byte
+        path.write_bytes(raw)
+        try:
+            opened = SharedWeights.from_file(path).open()
+        except (WeightsError, OSError):
+            return
+        assert all(tensor.sum().isfinite() or tensor.numel() for tensor in opened.values())
+        assert sum(tensor.nbytes for tensor in opened.values()) <= len(raw)
+
+
+@given(
+    shapes=st.dictionaries(
+        st.text("abc.", min_size=1, max_size=4), st.lists(st.integers(0, 3), max_size=3), min_size=1, max_size=5
+    ),
+    dtype=st.sampled_from(["float32", "bfloat16", "float8_e4m3fn", "int64", "bool"]),
+)
+def test_what_is_written_is_what_is_read(shapes: dict[str, list[int]], dtype: str) -> None:
+    tensors = {name: random_bits(dtype, tuple(shape), seed) for seed, (name, shape) in enumerate(shapes.items())}
+    with tempfile.TemporaryDirectory() as folder:
+        opened = SharedWeights.from_file(write_file(Path(folder) / "model.safetensors", tensors)).open()
+        assert set(opened) == set(tensors)
+        assert all(same_bits(opened[name], tensors[name]) for name in tensors)
+        assert opened.layout.size_bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
 def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:

@@ -69,9 +69,11 @@ def _shards(index: Path) -> tuple[Path, ...]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = list(dict.fromkeys(weight_map.values()))
+        if not names or not all(isinstance(name, str) and name and "\0" not in name for name in names):
+            raise TypeError(f"it names {names or 'none'}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(str(index), f"is no index of shards ({error})", "name the index, or download it") from error
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if name == ".." or Path(name).name != name]
     if outside:
         raise WeightsError(str(index), f"names {outside[0]!r}, which is not beside it", "keep the shards in its folder")
     return tuple(index.parent / name for name in names)
