@@ -79,7 +79,7 @@ def test_a_device_whose_module_does_not_tell_its_memory_is_simply_tried(
     assert sim is not None
     backend = AcceleratorBackend(pin_budget_bytes=0)
     assert backend.free_bytes("sim:0") is not None
-    monkeypatch.delattr(torch.get_device_module("sim"), "mem_get_info")
+    monkeypatch.delattr(type(torch.get_device_module("sim")), "mem_get_info")
     assert backend.free_bytes("sim:0") is None
 
 
