@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,10 @@ from nodes_testing import DEVICES
 from alloc_spec import parse
 from comfy_nodes import host as adapter
 from comfy_nodes.host import Checkpoint, Loaded, PlacementReport, PlacementRequest, _app, _folders
-from comfy_nodes.nodes import _checkpoint_parts, _choices, _classes, _load, _output, _serving, _tools
+from comfy_nodes.nodes import _choices, _classes, _output, _serving, _tools
 from comfy_nodes.nodes._asked import request_for
 from comfy_nodes.nodes._checkpoint_parts import part_request
 from comfy_nodes.nodes._errors import InputValueError
-from comfy_nodes.nodes._loaders import LOADERS
 from comfy_nodes.nodes._singles import CHECKPOINT_PARTS, CHECKPOINT_PARTS_DISTORCH2, PLAN
 from comfy_nodes.nodes._table import TABLE
 from comfy_nodes.nodes._widgets import Devices, Files, Fixed, OfHostNode, combo
@@ -98,74 +97,6 @@ def test_the_default_device_is_the_first_unless_the_table_names_one() -> None:
     assert _choices.default(combo("device", Devices(before=("all devices",)), "where")) == "all devices"
     assert _choices.default(combo("donor", Devices(), "where", default="cpu")) == "cpu"
     assert _choices.default(combo("dtype", Fixed(options=("a", "b")), "which")) is None
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, tuple[Any, ...], dict[str, Any]]]]:
-    """What is asked of the adapter's loaders, in place of having it done."""
-    made: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    def record(name: str, *given: Any, **named: Any) -> Loaded[Any]:
-        made.append((name, given, named))
-        return Loaded(value=name)
-
-    for name in adapter.__all__:
-        if name.startswith("load_"):
-            monkeypatch.setitem(vars(adapter), name, lambda *given, name=name, **named: record(name, *given, **named))
-    yield made
-
-
-REQUEST = PlacementRequest(compute_device="cuda:1")
-
-
-def test_encoders_keep_the_order_of_their_inputs(calls: list[Any]) -> None:
-    values = {"clip_name3": "c", "clip_name1": "a", "clip_name2": "b"}
-    _load.run(LOADERS["TripleCLIPLoader"], values, REQUEST)
-    ((name, given, named),) = calls
-    assert name == "load_text_encoders"
-    assert given == (["/text_encoders/a", "/text_encoders/b", "/text_encoders/c"], REQUEST)
-    assert named == {"embedding_directory": ["/embeddings"]}
-
-
-@pytest.mark.parametrize("loader", [name for name in LOADERS if LOADERS[name].loads == "clip"])
-def test_the_family_is_passed_on_where_there_is_one(loader: str, calls: list[Any]) -> None:
-    names = [widget.name for widget in LOADERS[loader].widgets]
-    _load.run(LOADERS[loader], dict.fromkeys(names, "wan"), REQUEST)
-    ((called, given, named),) = calls
-    assert called == ("load_gguf_text_encoders" if loader.endswith("GGUF") else "load_text_encoders")
-    assert len(given[0]) == len([name for name in names if name.startswith("clip_name")])
-    assert named.get("clip_type") == ("wan" if "type" in names else None)
-
-
-@pytest.mark.parametrize(
-    ("values", "options"),
-    [
-        ({}, {}),
-        ({"patch_on_device": True}, {"patch_on_device": True}),
-        ({"dequant_dtype": "float16", "patch_dtype": "target"}, {"dequant_dtype": "float16", "patch_dtype": "target"}),
-    ],
-)
-def test_only_options_that_were_given_reach_the_loader(
-    values: dict[str, Any], options: dict[str, Any], calls: list[Any]
-) -> None:
-    _load.run(LOADERS["UnetLoaderGGUFAdvanced"], {"unet_name": "flux-Q8_0.gguf", **values}, REQUEST)
-    assert calls == [("load_gguf_diffusion_model", ("/diffusion_models/flux-Q8_0.gguf", REQUEST), options)]
-
-
-def test_a_weight_type_that_is_not_said_is_the_default(calls: list[Any]) -> None:
-    _load.run(LOADERS["UNETLoader"], {"unet_name": "flux.safetensors"}, REQUEST)
-    ((_, _, named),) = calls
-    assert named == {"weight_dtype": "default"}
-
-
-def test_the_low_precision_loader_leaves_the_device_to_the_host(
-    calls: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_checkpoint_parts, "loaded_output", lambda row, loaded: (row.node_id, loaded.value))
-    execute = _checkpoint_parts.EXECUTES["UNetLoaderLP"]
-    assert execute(object, {"unet_name": "flux.safetensors"}) == ("UNetLoaderLP", "load_diffusion_model")
-    ((_, given, _),) = calls
-    assert given[1] == PlacementRequest()
 
 
 def asked_for_parts(**inputs: Any) -> dict[str, PlacementRequest]:
