@@ -6,7 +6,9 @@ that nothing waits for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -153,6 +155,23 @@ def test_donors_survive_free_and_the_model_comes_back(device_server: Server) -> 
     assert {name: entry["used"] for name, entry in memory.items()} == {"npu:0": 0, "npu:1": 0, "npu:2": 0}
     assert torch.equal(latent_of(device_server, "flux", expert(unet_file("flux"))), first)
     assert placed_model(device_server)["weights"] == before
+
+
+@pytest.mark.parametrize("file", [unet_file("flux"), GGUF_FILE])
+def test_free_during_sampling_takes_effect_when_it_is_done(device_server: Server, file: str) -> None:
+    expected = latent_of(device_server, "flux", expert(file), steps=8)
+    device_server.free()
+    with ThreadPoolExecutor(1) as pool:
+        sampled = pool.submit(latent_of, device_server, "flux", expert(file), steps=8)
+        while not device_server.state()["loaded"]:
+            assert not sampled.done()
+            time.sleep(0.02)
+        device_server.post("/free", {"unload_models": True, "free_memory": True})
+        assert torch.equal(sampled.result(), expected)
+    device_server.wait_until_idle()
+    state = device_server.state()
+    assert state["loaded"] == []
+    assert all(entry["used"] == 0 for entry in state["simulated"]["memory"].values())
 
 
 def test_models_that_follow_each_other_do_not_disturb_each_other(device_server: Server) -> None:

@@ -85,23 +85,49 @@ def test_a_folder_of_diffusers_is_what_the_stock_loader_makes_of_it(
     assert str(parts.vae.device) == "npu:0"
 
 
+@pytest.fixture
+def no_weights_are_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(host.module("comfy.utils"), "load_torch_file", refuse)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_weights_are_read")
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
 def test_a_folder_without_a_part_is_refused_before_anything_is_loaded(
-    host: Host, diffusers_folder: Path, monkeypatch: pytest.MonkeyPatch, part: str
+    host: Host, diffusers_folder: Path, part: str
 ) -> None:
     if part == "text_encoder_2":
         (diffusers_folder / part).mkdir()
     else:
         for file in (diffusers_folder / part).iterdir():
             file.unlink()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr(host.module("comfy.utils"), "load_torch_file", refuse)
     with pytest.raises(adapter.ModelFileError, match=f"{part}: it has none of .*choose a complete folder"):
         adapter.load_diffusers(diffusers_folder, request(None))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_weights_are_read")
+def test_a_folder_with_a_part_that_was_cut_off_is_refused_before_anything_is_loaded(
+    host: Host, diffusers_folder: Path
+) -> None:
+    file = diffusers_folder / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    file.unlink()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(adapter.ModelFileError, match="ends 100 bytes before its header says"):
+        adapter.load_diffusers(diffusers_folder, request(SPEC))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_weights_are_read")
+def test_a_device_of_another_part_that_is_not_there_is_refused_before_anything_is_loaded(
+    host: Host, diffusers_folder: Path
+) -> None:
+    with pytest.raises(adapter.UnknownDeviceError, match="npu:9"):
+        adapter.load_diffusers(diffusers_folder, request(None), vae_request=request(None, "npu:9"))
 
 
 def test_a_file_that_becomes_broken_after_it_was_checked(host: Host, tmp_path: Path) -> None:

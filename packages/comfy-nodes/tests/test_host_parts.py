@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,15 +176,18 @@ def control_file(comfyui: Host) -> Path:
     return comfyui.models / "controlnet" / "tiny_control.safetensors"
 
 
-def controlled(host: Host, control: Any, device: str) -> torch.Tensor:
-    """Two steps of the tiny SD 1.5 under a control."""
+def controlled(host: Host, control: Any, device: str, split: Callable[[Any], Any] | None = None) -> torch.Tensor:
+    """Two steps of the tiny SD 1.5 under a control; with both prompts where they are split."""
     write_model(host, "sd15")
     model = host.stock(host.models / "diffusion_models" / "tiny_sd15.safetensors", device)
+    cfg = 1.0
+    if split is not None:
+        model, cfg = split(model), 3.0
     hint = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     text = torch.randn(1, 7, 768, generator=torch.Generator().manual_seed(3))
     prompt = [[text, {"control": control.copy().set_cond_hint(hint, 1.0), "control_apply_to_uncond": True}]]
     result = host.module("comfy.sample").sample(
-        model, latent(), 2, 1.0, "euler", "simple", prompt, prompt, torch.zeros(1, 4, 8, 8), seed=0, disable_pbar=True
+        model, latent(), 2, cfg, "euler", "simple", prompt, prompt, torch.zeros(1, 4, 8, 8), seed=0, disable_pbar=True
     )
     return torch.as_tensor(result)
 
@@ -202,6 +206,23 @@ def test_a_control_net_waits_on_its_device_and_works_where_the_sampler_does(
     assert loaded.value.control_model_wrapped.load_device == torch.device("npu:1")
     copied = copy.deepcopy(loaded.value.control_model)
     assert getattr(copied, "_torchspan_placement", None) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [None, "npu:3,1mb;npu:2,2mb;cpu,*"])
+def test_a_control_net_follows_the_split_of_cfg(host: Host, control_file: Path, spec: str | None) -> None:
+    nodes = pytest.importorskip("comfy_extras.nodes_multigpu", reason="this host has no multi-device nodes")
+
+    def split(model: Any) -> Any:
+        return nodes.MultiGPUCFGSplitNode.execute(model, 2).result[0]
+
+    stock = host.module("comfy.controlnet").load_controlnet(str(control_file))
+    expected = controlled(host, stock, "npu:0", split)
+    del stock
+    host.free_all()
+    loaded = adapter.load_controlnet(control_file, request(spec, "npu:3"))
+    assert torch.equal(controlled(host, loaded.value, "npu:0", split), expected)
+    assert torch.equal(controlled(host, loaded.value, "npu:0", split), expected)
 
 
 def test_a_file_that_is_no_control_net(host: Host) -> None:

@@ -14,7 +14,8 @@ from comfy_nodes.host import _compat
 from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
 from comfy_nodes.host._errors import ModelFileError
 from comfy_nodes.host._headers import diffusion_prefix, has_header, read_sizes
-from comfy_nodes.host._request import Checkpoint, Loaded, PlacementReport, PlacementRequest
+from comfy_nodes.host._parts import load_vae_file, place_vae
+from comfy_nodes.host._request import Checkpoint, Loaded, PlacementRequest
 
 DIFFUSION_MODEL = "diffusion_model."
 """Where the host's models keep the network that is placed."""
@@ -109,7 +110,7 @@ def load_checkpoint(
         reports.append(report)
     if getattr(vae, "patcher", None) is not None:
         _remember(vae.patcher, "load_checkpoint_vae_patcher", (str(path), embedding_directory, {}, te_options))
-        reports.append(_place_vae(vae, vae_request, subject=f"{name} (VAE)"))
+        reports.append(place_vae(vae, vae_request, subject=f"{name} (VAE)"))
     return Loaded(value=Checkpoint(model=model, clip=clip, vae=vae), reports=tuple(reports))
 
 
@@ -134,18 +135,19 @@ def load_diffusers(
         HostError: a file is missing or no good, or a device or an allocation; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: an allocation does not fit.
     """
-    from comfy_nodes.host._parts import load_vae_file
-
     base = Path(folder)
     beside = PlacementRequest(compute_device=request.compute_device)
+    clip_request, vae_request = clip_request or beside, vae_request or beside
     unet = _first(base / "unet", _UNET_FILES)
     vae_file = _first(base / "vae", _UNET_FILES)
     texts = [_first(base / "text_encoder", _TEXT_FILES)]
     if (base / "text_encoder_2").is_dir():
         texts.append(_first(base / "text_encoder_2", _TEXT_FILES))
+    for paths, asked in (([unet], request), (texts, clip_request), ([vae_file], vae_request)):
+        check_files(paths, replace(asked, allocation=None))
     model = load_diffusion_model(unet, request)
-    clip = load_text_encoders(texts, clip_request or beside, embedding_directory=embedding_directory)
-    vae = load_vae_file(vae_file, vae_request or beside)
+    clip = load_text_encoders(texts, clip_request, embedding_directory=embedding_directory)
+    vae = load_vae_file(vae_file, vae_request)
     return Loaded(
         value=Checkpoint(model=model.value, clip=clip.value, vae=vae.value),
         reports=(*model.reports, *clip.reports, *vae.reports),
@@ -220,12 +222,6 @@ def _remember(patcher: Any, factory: str, arguments: tuple[Any, ...]) -> None:
     """Tell the host how to load the same part again, where it has a function for that."""
     if hasattr(comfy.sd, factory):
         patcher.cached_patcher_init = (getattr(comfy.sd, factory), arguments)
-
-
-def _place_vae(vae: Any, request: PlacementRequest, *, subject: str) -> PlacementReport:
-    from comfy_nodes.host._parts import place_vae
-
-    return place_vae(vae, request, subject=subject)
 
 
 def _first(folder: Path, names: Sequence[str]) -> Path:
