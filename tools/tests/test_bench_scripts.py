@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_streaming
 import pytest
 import torch
 
@@ -36,12 +37,6 @@ for script in scripts:
 """
 
 
-def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=240, check=False
-    )
-
-
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
     """Exit code, output and complaints of each script that is asked for help in a process of its own."""
@@ -61,21 +56,28 @@ def test_each_explains_itself(script: Path, explained: dict[str, tuple[int, str,
     assert f"usage: {script.name}" in out
 
 
-@pytest.mark.slow
+def stream(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit code of the streaming benchmark with these arguments."""
+    monkeypatch.setattr(sys, "argv", ["cuda_streaming.py", *arguments])
+    return cuda_streaming.main()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, and the whole benchmark would run")
-def test_the_streaming_benchmark_wants_a_gpu() -> None:
-    refused = run(BENCH / "cuda_streaming.py")
-    assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
-    assert "needs a CUDA GPU" in refused.stderr
+def test_the_streaming_benchmark_wants_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stream(monkeypatch) == 1
+    refused = capsys.readouterr().err
+    assert refused.count("\n") == 1
+    assert "needs a CUDA GPU" in refused
 
 
 @pytest.mark.slow
-def test_the_streaming_benchmark_works_where_nothing_streams() -> None:
-    done = run(
-        BENCH / "cuda_streaming.py", "--device", "cpu", "--width", "128", "--blocks", "3", "--tokens", "16",
-        "--passes", "2",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    ways = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.endswith("| yes |")]
+def test_the_streaming_benchmark_works_where_nothing_streams(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ("--width", "128", "--blocks", "3", "--tokens", "16", "--passes", "2")
+    assert stream(monkeypatch, "--device", "cpu", *sizes) == 0
+    table = capsys.readouterr().out.splitlines()
+    ways = [line.split("|")[1].strip() for line in table if line.endswith("| yes |")]
     assert ways == ["resident", "serial copies", "accelerate cpu_offload"]
