@@ -36,10 +36,9 @@ from ray_parallel.sequence import (
     parallelize,
     run_threads,
 )
-from ray_parallel.sequence._branches import length_branches
 from ray_parallel.sequence._derive import proposals
 from ray_parallel.sequence._planfile import verify
-from ray_parallel.sequence._probe import block_lists, trace
+from ray_parallel.sequence._probe import trace
 
 
 def only_region(probe: Probe) -> Region:
@@ -245,26 +244,6 @@ def test_a_forgotten_argument_fails_the_trial() -> None:
         verify(Plan(regions=[forgetful]), seq_probes.video_with_rows, steps=(0,))
 
 
-def test_a_trace_tells_lengths_and_attention() -> None:
-    seen = trace(*seq_probes.video(0)).lists["blocks"]
-    assert seen.arguments[("x",)] == {("tensor", (1, 11, 24))}
-    assert seen.results[()] == {("tensor", (1, 11, 24))}
-    assert seen.attention == {"self_attn": {(11, 11)}, "cross_attn": {(11, 5)}}
-
-
-def test_a_trace_leaves_nothing_on_the_model() -> None:
-    model, arguments = seq_probes.video(0)
-    trace(model, arguments)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
-def test_only_outermost_lists_of_one_class_count() -> None:
-    model = nn.Module()
-    model.blocks = nn.ModuleList(Video() for _ in range(2))
-    model.mixed = nn.ModuleList([nn.Linear(2, 2), nn.Identity()])
-    assert list(block_lists(model)) == ["blocks"]
-
-
 def test_a_value_that_comes_and_goes_is_refused() -> None:
     def probe(step: int) -> tuple[nn.Module, Mapping[str, Any]]:
         model, arguments = seq_probes.video(step)
@@ -272,69 +251,6 @@ def test_a_value_that_comes_and_goes_is_refused() -> None:
 
     with pytest.raises(DeriveError, match="mask is given at some steps only"):
         proposals([trace(*probe(step)) for step in (0, 1, 2)])
-
-
-class Branch(nn.Module):
-    """Holds one forward after the other, for the reader of branches."""
-
-
-def plain(self: Any, x: Tensor) -> Tensor:
-    return x if self.training else x + x.shape[1]
-
-
-def direct(self: Any, x: Tensor) -> Tensor:
-    return x if x.shape[1] > 7 else -x
-
-
-def by_call(self: Any, x: Tensor) -> Tensor:
-    if self.training and not x.size(1) % 2:
-        return x
-    return -x
-
-
-def through_names(self: Any, x: Tensor) -> Tensor:
-    _, tokens, *_ = x.shape
-    pairs = tokens // 2
-    while pairs > 9:
-        pairs -= 1
-    return x
-
-
-def through_a_flag(self: Any, x: Tensor) -> Tensor:
-    long = x.numel() > 100
-    return x if long else -x
-
-
-def of_a_tensor_made_with_a_size(self: Any, x: Tensor) -> Tensor:
-    mask = torch.zeros(x.shape[1]) if self.training else None
-    return x if mask is None else x + mask
-
-
-@pytest.mark.parametrize(
-    ("forward", "condition"),
-    [
-        (plain, None),
-        (direct, "x.shape[1] > 7"),
-        (by_call, "self.training and (not x.size(1) % 2)"),
-        (through_names, "pairs > 9"),
-        (through_a_flag, "long"),
-        (of_a_tensor_made_with_a_size, None),
-    ],
-)
-def test_branches_on_sizes_are_read_from_the_source(
-    forward: Any, condition: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Branch, "forward", forward)
-    assert length_branches([Branch(), Branch()]) == (
-        [] if condition is None else [f"Branch.forward branches on a size: {condition}"]
-    )
-
-
-def test_a_forward_without_source_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    namespace: dict[str, Any] = {}
-    exec("def forward(self, x):\n    return x", namespace)
-    monkeypatch.setattr(Branch, "forward", namespace["forward"])
-    assert length_branches([Branch()]) == ["Branch.forward has no source to look at"]
 
 
 @pytest.mark.slow

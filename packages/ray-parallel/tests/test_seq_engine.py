@@ -18,6 +18,8 @@ from ray_parallel.sequence import (
     ClosedWorldError,
     Control,
     Kind,
+    Layout,
+    Mesh,
     Plan,
     PlanError,
     PreflightError,
@@ -28,6 +30,8 @@ from ray_parallel.sequence import (
     parallelize,
     run_threads,
 )
+from ray_parallel.sequence._catch import Caught
+from ray_parallel.sequence._rules import Forward, Frame, run_rule
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Build = Callable[[], nn.Module]
@@ -197,6 +201,19 @@ def test_a_rule_that_does_not_fit_raises() -> None:
     plan = Plan(regions=[replace(region, attn={**region.attn, "cross_attn": Attn("v", "v")})])
     with pytest.raises(PlanError, match=r"5 keys.*does not fit"):
         run(video, plan, video_inputs(), 2)
+
+
+@pytest.mark.parametrize("shape", [(13,), (1, 13, 13, 1, 1)])
+def test_a_mask_of_another_form_is_refused(shape: tuple[int, ...]) -> None:
+    def rank(comm: ThreadComm) -> None:
+        caught = Caught(q=random(1, 13, 3, 8), k=random(1, 13, 3, 8), v=random(1, 13, 3, 8), mask=torch.zeros(shape),
+                        scale=None, kernel=lambda q, k, v, mask: q)  # fmt: skip
+        layout = Layout.of({"v": 13}, ranks=1, rank=0)
+        forward = Forward(region=VIDEO.regions[0], layout=layout, frames=[Frame("blocks.0", Attn("v", "v"))])
+        with pytest.raises(PlanError, match=r"a mask of shape .* give it 2 or 4 dimensions"):
+            run_rule(forward, Mesh.of(comm), {}, caught)
+
+    run_threads(1, rank)
 
 
 def test_an_exit_that_is_never_reached_raises() -> None:
