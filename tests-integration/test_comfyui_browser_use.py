@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from comfy_nodes.nodes._siblings import SIBLINGS
@@ -14,6 +16,7 @@ from comfy_nodes.nodes._table import TABLE
 from comfyui_browser import Editor, editing, require_editor
 from comfyui_browser_fixtures import EXAMPLES, browser, editor, here, opened
 from comfyui_checkpoints import VAE
+from comfyui_picture import photograph
 from comfyui_server import running_server
 from comfyui_workflows import (
     GGUF_DENSE,
@@ -252,3 +255,10 @@ def test_what_cannot_be_done_is_told_at_its_node(editor: Editor, case: str) -> N
     log.wait_for()
     (told,) = (line for line in log.inner_text().splitlines() if "Exception Message" in line)
     assert sentence in told
+
+
+def test_a_picture_of_an_example_can_be_written(editor: Editor, tmp_path: Path) -> None:
+    photograph(editor, EXAMPLES[0], tmp_path / "example.jpg", 0.8)
+    with Image.open(tmp_path / "example.jpg") as picture:
+        assert picture.size == (1600, 1000)
+        assert len(picture.getcolors(1 << 24) or ()) > 100
