@@ -147,14 +147,22 @@ def test_what_a_probe_raises_keeps_its_traceback(folder: Path) -> None:
         main(["sp", "derive", "sp_raises:probe", "--out", "plan.json"])
 
 
-@pytest.mark.parametrize("data", [None, b"{}", b"no JSON", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (None, "no such file or directory; check the name"),
+        (b"{}", "this is no plan file"),
+        (b"no JSON", "this is no plan file"),
+        (b"\xff\xfe", "it is no text; name a file that `torchspan sp derive` wrote"),
+    ],
+)
 def test_a_file_that_is_no_plan_ends_with_2(
-    data: bytes | None, folder: Path, capsys: pytest.CaptureFixture[str]
+    data: bytes | None, reason: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if data is not None:
         (folder / "plan.json").write_bytes(data)
     assert main(["sp", "check", "plan.json", "sp_named:probe"]) == ExitCode.USAGE
-    assert capsys.readouterr().err.startswith("torchspan sp check: plan.json: ")
+    assert capsys.readouterr().err.startswith(f"torchspan sp check: plan.json: {reason}")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def run_check(options: argparse.Namespace) -> ExitCode:
         data = path.read_bytes()
     try:
         derived = Derived.from_json(data.decode())
-    except (UnicodeDecodeError, PlanError) as error:
+    except UnicodeDecodeError as error:
+        reason = "it is no text; name a file that `torchspan sp derive` wrote"
+        raise CommandError(f"{path}: {reason}", exit_code=ExitCode.USAGE) from error
+    except PlanError as error:
         raise CommandError(f"{path}: {error}", exit_code=ExitCode.USAGE) from error
     probe = _load(options.probe)
     with exits_with(ExitCode.REFUSED, ParallelError):
