@@ -30,10 +30,9 @@ def probe(
     """Measure this machine.
 
     A device is listed if torch knows its name and it gives memory. Links are measured with copies, as the engine
-    makes
-    them: pinned memory where the host gives it, several rounds, the fastest counts. Copies between accelerators are
-    checked by a pattern first; where bytes arrive changed, the link is measured through the host and marked as not
-    verified. Two donors whose copies slow each other down share an ingress.
+    makes them: pinned memory where the host gives it, several rounds, the fastest counts. Copies between accelerators
+    are checked by a pattern first; where bytes arrive changed, the link is measured through the host and marked as
+    not verified. Two donors whose copies slow each other down share an ingress.
 
     Args:
         compute: device that is to run the forwards; by default the current accelerator, or the cpu without one.
