@@ -118,7 +118,7 @@ def test_the_next_cluster_works_and_takes_away_what_was_left(tmp_path: Path) -> 
     watchers = [one for one in descendants(driver.pid) if "tidy_up" in one.command_line()]
     assert len(watchers) == 1
     subprocess.run(["kill", "-9", str(watchers[0].pid), str(driver.pid)], check=True)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=120)
     assert Path(folder).exists()
     with start_cluster(workers=1) as cluster, WorkerGroup(cluster, options=GroupOptions(workers=1)) as workers:
         assert not Path(folder).exists()

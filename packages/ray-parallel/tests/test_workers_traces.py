@@ -168,6 +168,28 @@ def test_what_is_still_written_into_a_folder_is_waited_for(tmp_path: Path, monke
         stuck.remove(patience_seconds=0.1)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_what_cannot_be_removed_yet_is_left_to_the_next_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that outlives its driver may still write into the folder for a while."""
+    left = tmp_path / "ray-parallel-old"
+    (left / "session").mkdir(parents=True)
+    for name in ("in-use", "a-log", "zebra"):
+        (left / name).touch()
+    remove = shutil.rmtree
+
+    def busy(path: Path) -> None:
+        if path.name == "session":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        remove(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", busy)
+        assert remove_left_behind(tmp_path) == []
+    assert (left / "in-use").exists(), "without it nobody could tell that the folder is nobody's"
+    assert remove_left_behind(tmp_path) == [left]
+    assert not left.exists()
+
+
 def test_a_new_folder_takes_away_those_left_behind(tmp_path: Path) -> None:
     (tmp_path / "ray-parallel-old").mkdir()
     (tmp_path / "ray-parallel-old" / "in-use").touch()

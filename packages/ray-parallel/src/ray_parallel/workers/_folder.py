@@ -67,11 +67,21 @@ def remove_left_behind(parent: Path) -> list[Path]:
             lock = os.open(folder / _LOCK, os.O_RDWR)
             try:
                 if _try_lock(lock):
-                    shutil.rmtree(folder)
+                    _remove_lock_last(folder)
                     removed.append(folder)
             finally:
                 os.close(lock)
     return removed
+
+
+def _remove_lock_last(folder: Path) -> None:
+    """Remove a folder that somebody may still write into: what is left keeps its lock, for the next one who tries."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
+    shutil.rmtree(folder)
 
 
 def _short_parent() -> Path:
