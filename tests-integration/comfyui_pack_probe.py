@@ -45,14 +45,18 @@ class ProbeText(io.ComfyNode):  # type: ignore[misc]
 
     @classmethod
     def define_schema(cls) -> Any:
-        """No inputs."""
-        return io.Schema(node_id="TorchspanProbeText", inputs=[], outputs=[io.Custom("WANVIDEOTEXTEMBEDS").Output()])
+        """Where the embeddings are: some versions do not move them."""
+        return io.Schema(
+            node_id="TorchspanProbeText",
+            inputs=[io.String.Input("device")],
+            outputs=[io.Custom("WANVIDEOTEXTEMBEDS").Output()],
+        )
 
     @classmethod
-    def execute(cls) -> Any:
+    def execute(cls, device: str) -> Any:
         """Two texts of eight tokens."""
         made = torch.Generator().manual_seed(3)
-        positive, negative = (torch.randn(8, 4096, generator=made) for _ in range(2))
+        positive, negative = (torch.randn(8, 4096, generator=made).to(device) for _ in range(2))
         return io.NodeOutput({"prompt_embeds": [positive], "negative_prompt_embeds": [negative], "echoshot": False})
 
 

@@ -86,8 +86,8 @@ def x_flux() -> None:
 
 
 def florence2() -> None:
-    """A folder as the pack's loader wants it, with a processor of a few words."""
-    from transformers import BartTokenizerFast, CLIPImageProcessor
+    """A folder as the pack's loader wants it, with a processor of a few letters."""
+    from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizerFast
 
     model_class = module_of("Florence2ModelLoader", "modeling_florence2").Florence2ForConditionalGeneration
     config_class = module_of("Florence2ModelLoader", "configuration_florence2").Florence2Config
@@ -116,13 +116,14 @@ def florence2() -> None:
     folder = Path(folder_paths.get_folder_paths("LLM")[0]) / "tiny-florence"
     folder.mkdir(parents=True)
     model_class(config).save_pretrained(folder)
-    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *(chr(letter) for letter in range(97, 123))]
+    # Saved by a general class, the inner configuration loses the name of its model, which the pack's class wants.
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**saved, "vision_config": vision}))
+    words = ["<|startoftext|>", "<|endoftext|>", *(chr(letter) for letter in range(97, 123))]
     (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    BartTokenizerFast(vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt")).save_pretrained(
-        folder
-    )
-    CLIPImageProcessor(size={"height": 64, "width": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
+    tokenizer = CLIPTokenizerFast(vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"))
+    CLIPProcessor(CLIPImageProcessor(size={"height": 64, "width": 64}), tokenizer).save_pretrained(folder)
 
 
 def mmaudio() -> None:
