@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from host_testing import Host, comfyui, host, request, sized
+from host_testing import Host, comfyui, host, request
 from safetensors.torch import load_file
 
 from comfy_nodes import host as adapter
 
-__all__ = ["comfyui", "host", "sized"]
-pytestmark = [pytest.mark.host, pytest.mark.usefixtures("sized")]
+__all__ = ["comfyui", "host"]
+pytestmark = pytest.mark.host
 
 SPECS = ("npu:0,1mb;npu:1,1mb;cpu,*", "npu:0,0mb;npu:1,*", "cpu,*")
 
@@ -32,9 +32,31 @@ def test_a_placed_model_is_saved_as_one_on_a_single_device(
     host.free_all()
     model = host.lora(adapter.load_diffusion_model(host.diffusion(), request(spec)).value, strength)
     sampled = host.sample(model)
-    written = saved(host, model, tmp_path / "placed.safetensors")
-    assert written.keys() == expected.keys()
-    assert all(torch.equal(written[key], expected[key]) for key in expected)
+    path = tmp_path / "placed.safetensors"
+    is_lent_patched = any(f"{name}.weight" in model.patches for name, _ in model.lent_layers())
+    if is_lent_patched and not hasattr(host.module("comfy.model_patcher").ModelPatcher, "state_dict_for_saving"):
+        with pytest.raises(adapter.HostError, match="its patches have to be written"):
+            saved(host, model, path)
+    else:
+        written = saved(host, model, path)
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[key], expected[key]) for key in expected)
+    assert torch.equal(host.sample(model), sampled)
+
+
+def test_patches_that_are_to_be_written_into_weights_of_donors_are_refused(host: Host) -> None:
+    model = host.lora(adapter.load_diffusion_model(host.diffusion(), request("npu:0,0mb;npu:1,*")).value, 0.8)
+    sampled = host.sample(model)
+    host.free_all()
+    with pytest.raises(adapter.HostError, match="load it with the plain node to save it"):
+        host.management.load_models_gpu([model], force_patch_weights=True)
+    assert torch.equal(host.sample(model), sampled)
+
+
+def test_a_model_without_patches_may_be_asked_to_have_them_written(host: Host) -> None:
+    model = adapter.load_diffusion_model(host.diffusion(), request(SPECS[0])).value
+    sampled = host.sample(model)
+    host.management.load_models_gpu([model], force_patch_weights=True)
     assert torch.equal(host.sample(model), sampled)
 
 

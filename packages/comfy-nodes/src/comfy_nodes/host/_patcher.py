@@ -96,7 +96,14 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         force_patch_weights: bool = False,
         full_load: bool = False,
     ) -> Any:
-        """Load the compute device's share, all of it or what fits; the lent layers get their patches."""
+        """Load the compute device's share, all of it or what fits; the lent layers get their patches.
+
+        Raises:
+            HostError: all patches are to be written into weights, as older hosts ask before they save a model, and
+                there are some that are not written to.
+        """
+        if force_patch_weights:
+            self._require_written()
         for name, layer in self.lent_layers():
             layer.comfy_force_cast_weights = self.force_cast_weights
             self._attach(name, layer)
@@ -156,18 +163,38 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
                 self.model.device = device_to
         return result
 
-    def model_state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
-        """The weights as a checkpoint has them; none for packed ones, whose blocks it could not tell from numbers.
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+        """The weights as a checkpoint has them, patches included.
 
         Raises:
             HostError: weights are packed.
         """
+        self._require_dense()
+        return super().state_dict_for_saving(*args, **kwargs)
+
+    def model_state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+        """The same for a part of a checkpoint.
+
+        Raises:
+            HostError: weights are packed.
+        """
+        self._require_dense()
+        return super().model_state_dict_for_saving(*args, **kwargs)
+
+    def _require_dense(self) -> None:
         if any(map(_weights.is_packed, self.model.parameters())):
             raise HostError(
                 f"{type(self.model).__name__}: weights that are GGUF blocks cannot be saved as a checkpoint; save the "
                 "model from a file that is not quantised"
             )
-        return super().model_state_dict_for_saving(*args, **kwargs)
+
+    def _require_written(self) -> None:
+        self._require_dense()
+        if any(map(self._is_patched_at_use, self.patches)):
+            raise HostError(
+                f"{type(self.model).__name__}: to be saved by this ComfyUI, its patches have to be written into its "
+                "weights, and those of donors are not written to; load it with the plain node to save it"
+            )
 
     def patch_hooks(self, hooks: Any) -> Any:
         """Put on the patches of hooks, or take them off where there are none.
