@@ -152,8 +152,8 @@ def where(server: Server, loader: Node, output: int = 0) -> set[str]:
     return set(seen["look"]["bytes"])
 
 
-def wan_workflow(offered: dict[str, Any], ours: bool, swap: bool) -> Workflow:
-    """From a model to a latent and a picture.
+def wan_workflow(*, ours: bool, swap: bool = False, decode: bool = False) -> Workflow:
+    """From a model to a latent and, with our nodes alone, to a picture.
 
     With our nodes the model computes on `npu:1`, and the decoder and swapped blocks are on `npu:2`.
     """
@@ -189,7 +189,7 @@ def wan_workflow(offered: dict[str, Any], ours: bool, swap: bool) -> Workflow:
     workflow = {
         "model": model,
         "sample": sample,
-        "size": node("WanVideoEmptyEmbeds", width=64, height=64, num_frames=5),
+        "size": node("WanVideoEmptyEmbeds", width=64, height=64, num_frames=1),
         "text": node("TorchspanProbeText", device="npu:1" if ours else "npu:0"),
         "loaded": looked_at("model"),
         "sampled": node("TorchspanProbeWhere", value=["model", 0], after=["sample", 0]),
@@ -197,14 +197,16 @@ def wan_workflow(offered: dict[str, Any], ours: bool, swap: bool) -> Workflow:
     }
     if swap:
         workflow["swap"] = swapping
-    loader = node(f"WanVideoTinyVAELoader{suffix}", model_name="tiny.safetensors", precision="fp16")
-    tiles = {"tile_x": 272, "tile_y": 272, "tile_stride_x": 144, "tile_stride_y": 128, "enable_vae_tiling": False}
-    decode = node(f"WanVideoDecode{suffix}", vae=["vae", 0], samples=["sample", 0], **tiles)
-    if ours:
-        loader["inputs"]["load_device"], decode["inputs"]["load_device"] = "npu:2", ["vae", 1]
-    workflow |= {"vae": loader, "decode": decode}
-    workflow["decoded"] = node("TorchspanProbeWhere", value=["vae", 0], after=["decode", 0])
-    workflow["picture"] = node("SaveImage", images=["decode", 0], filename_prefix="wan")
+    if decode:
+        tiles = {"tile_x": 272, "tile_y": 272, "tile_stride_x": 144, "tile_stride_y": 128, "enable_vae_tiling": False}
+        workflow["vae"] = node(
+            "WanVideoTinyVAELoaderMultiGPU", model_name="tiny.safetensors", precision="fp16", load_device="npu:2"
+        )
+        workflow["decode"] = node(
+            "WanVideoDecodeMultiGPU", vae=["vae", 0], load_device=["vae", 1], samples=["sample", 0], **tiles
+        )
+        workflow["decoded"] = node("TorchspanProbeWhere", value=["vae", 0], after=["decode", 0])
+        workflow["picture"] = node("SaveImage", images=["decode", 0], filename_prefix="wan")
     return workflow
 
 
@@ -212,19 +214,19 @@ def wan_video(server: Server, offered: dict[str, Any]) -> None:
     """The latent is that of the pack's own nodes; the model, what it swaps and the decoder are where they are told."""
     if "WanVideoTinyVAELoader" not in offered:
         # Versions before the small decoder mix number formats when they sample anywhere but on CUDA.
-        assert where(server, wan_workflow(offered, ours=True, swap=False)["model"]) == {"npu:1"}
+        assert where(server, wan_workflow(ours=True)["model"]) == {"npu:1"}
         return
-    stock = server.run(wan_workflow(offered, ours=False, swap=False))
+    stock = server.run(wan_workflow(ours=False))
     assert not stock.message, server.log[-4000:]
     # Some versions swap blocks on CUDA alone; what the pack's own nodes cannot do here, ours are not asked for.
-    swaps = not server.run(wan_workflow(offered, ours=False, swap=True)).message
+    swaps = not server.run(wan_workflow(ours=False, swap=True)).message
     for swap in (False, True)[: 1 + swaps]:
-        workflow = wan_workflow(offered, ours=True, swap=swap)
-        finished, seen = run(server, workflow)
+        finished, seen = run(server, wan_workflow(ours=True, swap=swap, decode=not swap))
         assert torch.equal(server.latent(finished), server.latent(stock))
         assert set(seen["loaded"]["bytes"]) <= {"npu:1", "npu:2"}
         assert set(seen["sampled"]["bytes"]) == ({"npu:1", "npu:2"} if swap else {"npu:1"})
-        assert set(seen["decoded"]["bytes"]) == {"npu:2"}
+        assert swap or set(seen["decoded"]["bytes"]) == {"npu:2"}
+    workflow = wan_workflow(ours=True, decode=True)
     workflow["decode"]["inputs"]["tile_x"] = 40
     assert "Tile width must be larger" in server.run(workflow).message
 
