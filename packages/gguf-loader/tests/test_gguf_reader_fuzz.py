@@ -52,7 +52,7 @@ def short_names() -> raw.File:
 
 
 @given(junk=st.binary(max_size=200), version=st.integers(0, 5))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bytes_that_were_never_a_gguf_file_are_refused_or_hold_what_they_say(
     tmp_path: Path, junk: bytes, version: int
 ) -> None:
@@ -91,7 +91,7 @@ TENSOR = st.tuples(st.sampled_from(sorted(GGML_TYPES)), st.lists(st.integers(1, 
     tensors=st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=60), TENSOR, max_size=5),
     version=st.sampled_from((2, 3)),
 )
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_what_is_read(
     tmp_path: Path,
     scalars: dict[str, tuple[int, object]],

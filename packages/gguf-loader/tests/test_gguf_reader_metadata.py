@@ -65,7 +65,7 @@ def test_nothing_is_dropped_from_the_host_view(tmp_path: Path) -> None:
 
 
 @given(number=st.floats(width=32))
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_float32_survives_its_text(tmp_path: Path, number: float) -> None:
     text = header_of(tmp_path, raw.pair("x", raw.FLOAT32, number)).metadata.host_view()["x"]
     again = np.float32(json.loads(text))

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gguf_loader._sentencepiece import Normalizer, Piece, SpecialIds, model_proto
@@ -60,6 +60,7 @@ FLAGS = st.booleans()
 
 @given(pieces=PIECES, kind=st.sampled_from([1, 2]), charsmap=st.binary(max_size=400), prefix=FLAGS, spaces=FLAGS)
 @example(pieces=[Piece(b"x" * 127, 0.0, 1), Piece(b"x" * 128, -0.0, 6)], kind=1, charsmap=b"", prefix=True, spaces=True)
+@settings(deadline=None)
 def test_what_is_written_is_what_was_given(
     pieces: list[Piece], kind: int, charsmap: bytes, prefix: bool, spaces: bool
 ) -> None:
@@ -82,6 +83,7 @@ def test_what_is_written_is_what_was_given(
 @example(128)
 @example(16_383)
 @example(16_384)
+@settings(deadline=None)
 def test_numbers_of_any_size_are_read_back(count: int) -> None:
     pieces = [Piece(b"a", 0.0, 2)]
     special = SpecialIds(unknown=0, begin=0, end=None, padding=None)
