@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from comfy_nodes.cli import main
 from comfy_nodes.cli._exit import CommandError, ExitCode, check_target, exits_with
 
 MACHINE = ["--device", "cuda:0=24gb", "--device", "cpu=64gb", "--link", "cpu=25"]
+NEEDS_RAY_PARALLEL = pytest.mark.skipif(find_spec("ray_parallel") is None, reason="ray-parallel is not installed")
 READERS = [
     pytest.param(["plan", "{file}", "--spec", "cpu,*", *MACHINE], ExitCode.REFUSED, id="plan"),
     pytest.param(["gguf", "info", "{file}"], ExitCode.REFUSED, id="gguf info"),
-    pytest.param(["sp", "check", "{file}", "module:probe"], ExitCode.USAGE, id="sp check"),
+    pytest.param(["sp", "check", "{file}", "module:probe"], ExitCode.USAGE, id="sp check", marks=NEEDS_RAY_PARALLEL),
 ]
 
 
