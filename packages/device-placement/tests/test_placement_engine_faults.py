@@ -80,8 +80,8 @@ def test_a_copy_that_failed_is_no_result(machine: Machine, broken_link: list[boo
 def test_a_copy_that_failed_is_done_again_at_the_next_call(machine: Machine, broken_link: list[bool]) -> None:
     model, x = stack(), example_input()
     expected = model(x)
+    broken_link.append(True)  # before anything is fetched ahead, which a thread may have done by the next line
     with placed(model, machine):
-        broken_link.append(True)
         for block in model.blocks:
             with pytest.raises(LostBytesError):
                 machine.run(block, x)
