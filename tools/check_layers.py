@@ -9,6 +9,8 @@ The rules, for every Python file under packages/*/src and packages/*/tests:
 2. Product code imports, besides those, the standard library and what its own pyproject.toml declares.
 3. Only `comfy_nodes.host` imports ComfyUI; nothing imports comfy_nodes.
 4. Product code names `torch.cuda` only in the files of `CUDA_FILES`, so that everything else runs on any device.
+5. Inside a package, each room (sub-package) imports what its docstring allows, and neither rooms nor modules import
+   one another in a circle (tools/check_rooms.py). `FLAT_FOLDERS` have no rooms; their modules have no circle either.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from check_rooms import circle_offences, room_offences
+from import_graph import Module, imports_of, read_graph
+
 ARROWS: dict[str, frozenset[str]] = {
     "alloc_spec": frozenset(),
     "block_discovery": frozenset(),
@@ -34,10 +39,11 @@ ARROWS: dict[str, frozenset[str]] = {
 """Member -> the siblings it may import; rule 2 asks besides that its pyproject.toml declares them."""
 
 CUDA_FILES: tuple[str, ...] = (
-    "device_placement/_cuda.py",
-    "gguf_loader/_triton*.py",
-    "ray_parallel/workers/_cuda.py",
+    "device_placement/*_cuda.py",
+    "gguf_loader/*triton*.py",
+    "ray_parallel/workers/*_cuda.py",
 )
+"""Patterns of paths below src; as everywhere in fnmatch, * reaches into folders too."""
 HOST_MODULES = frozenset(
     {
         "aiohttp",  # its web server
@@ -52,7 +58,10 @@ HOST_MODULES = frozenset(
         "server",
     }
 )
-HOST_FILES: tuple[str, ...] = ("comfy_nodes/host.py", "comfy_nodes/host/*.py")
+HOST_FILES: tuple[str, ...] = ("comfy_nodes/host/*.py",)
+FLAT_FOLDERS: tuple[str, ...] = ("tools", "tools/bench", "tests-integration")
+CIRCLES_LEFT: frozenset[str] = frozenset({"gguf_loader", "ray_parallel"})
+"""Members whose modules still import one another in a circle; a member without one may not stand here."""
 MODULES_OF: dict[str, frozenset[str]] = {"torch": frozenset({"torch", "triton"}), "pillow": frozenset({"PIL"})}
 """Distributions whose import names differ from their own; torch's Linux wheels bring triton."""
 
@@ -84,20 +93,6 @@ class Offence:
         return f"{self.path}:{self.line}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Import:
-    """One absolute import: `module` is imported, from it `names` (empty for a plain import)."""
-
-    module: str
-    names: tuple[str, ...]
-    line: int
-
-    @property
-    def top(self) -> str:
-        """Top-level package."""
-        return self.module.partition(".")[0]
-
-
 def read_members(root: Path) -> tuple[Member, ...]:
     """Read the members under `root`/packages from their pyproject.toml files.
 
@@ -127,26 +122,6 @@ def _modules_of(requirement: str) -> frozenset[str]:
     return MODULES_OF.get(name, frozenset({name.replace("-", "_")}))
 
 
-def imports_of(tree: ast.Module) -> Iterator[Import]:
-    """Yield the absolute imports of a file, those by a literal `import_module("x")` or `__import__("x")` included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(module=alias.name, names=(), line=node.lineno)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
-            yield Import(module=node.module, names=tuple(alias.name for alias in node.names), line=node.lineno)
-        elif isinstance(node, ast.Call) and _callee(node) in {"import_module", "__import__"} and node.args:
-            first = node.args[0]
-            if isinstance(first, ast.Constant) and isinstance(first.value, str) and not first.value.startswith("."):
-                yield Import(module=first.value, names=(), line=node.lineno)
-
-
-def _callee(call: ast.Call) -> str:
-    if isinstance(call.func, ast.Attribute):
-        return call.func.attr
-    return call.func.id if isinstance(call.func, ast.Name) else ""
-
-
 def cuda_lines(tree: ast.Module) -> Iterator[int]:
     """Yield the lines that name `torch.cuda` in code, under any alias of torch; text and comments do not count."""
     aliases = {
@@ -165,6 +140,8 @@ def cuda_lines(tree: ast.Module) -> Iterator[int]:
         ):
             yield node.lineno
     for found in imports_of(tree):
+        if found.level:
+            continue
         inside = found.module == "torch.cuda" or found.module.startswith("torch.cuda.")
         if inside or (found.module == "torch" and "cuda" in found.names):
             yield found.line
@@ -182,7 +159,7 @@ def check_file(path: Path, member: Member, *, product: bool) -> Iterator[Offence
     allowed = ARROWS[member.module]
     inside = path.relative_to(member.folder / "src").as_posix() if product else ""
     for found in imports_of(tree):
-        if found.top == member.module:
+        if found.level or found.top == member.module:
             continue
         if found.top in ARROWS:
             if found.top not in allowed:
@@ -227,7 +204,22 @@ def check(root: Path) -> tuple[int, list[Offence]]:
             for path in sorted((member.folder / folder).rglob("*.py")):
                 files += 1
                 offences.extend(check_file(path, member, product=product))
+        graph = read_graph(member.folder / "src")
+        if member.module in graph:
+            offences.extend(_located(room_offences(graph, member.module)))
+            circles = list(_located(circle_offences(graph, member.module)))
+            if member.module not in CIRCLES_LEFT:
+                offences.extend(circles)
+            elif not circles:
+                reason = f"{member.module} has no circle any more; take it out of CIRCLES_LEFT in {Path(__file__).name}"
+                offences.append(Offence(path=graph[member.module].path, line=1, reason=reason))
+    for name in FLAT_FOLDERS:
+        offences.extend(_located(circle_offences(read_graph(root / name, (root / name).glob("*.py")))))
     return files, sorted(offences, key=lambda offence: (str(offence.path), offence.line, offence.reason))
+
+
+def _located(found: Iterator[tuple[Module, int, str]]) -> Iterator[Offence]:
+    return (Offence(path=module.path, line=line, reason=reason) for module, line, reason in found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

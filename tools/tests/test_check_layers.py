@@ -158,6 +158,8 @@ def test_torch_cuda_lives_in_the_adapter_alone(tmp_path: Path, text: str) -> Non
     ("package", "adapter", "other"),
     [
         ("gguf-loader", "gguf_loader/_triton_kernels.py", "gguf_loader/_dequant.py"),
+        ("gguf-loader", "gguf_loader/dequant/triton/_iq.py", "gguf_loader/dequant/_iq.py"),
+        ("device-placement", "device_placement/copying/_cuda.py", "device_placement/copying/_streams.py"),
         ("ray-parallel", "ray_parallel/workers/_cuda.py", "ray_parallel/sequence/_cuda.py"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The `torchspan` command: one file a subcommand, each of which loads torch only when it needs it."""
+"""The `torchspan` command: one file a subcommand, each of which loads torch only when it needs it.
+
+May import: nodes.
+"""
 
 from comfy_nodes.cli._main import main
 

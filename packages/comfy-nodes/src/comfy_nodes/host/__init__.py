@@ -3,6 +3,8 @@
 A loader function takes file paths, the core loader's own options and a `PlacementRequest`, and returns the host's own
 object. Its weights are placed when the host loads it, through the host's own accounting, and nothing of the host is
 patched. Requests and reports are plain data and need no host; everything else imports it when it is first asked for.
+
+May import: nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Sequence parallelism for unmodified models: plans as data, exact attention over cut token streams.
 
 Needs torch.distributed only.
+
+May import: _errors.
 """
 
 from ray_parallel._errors import (

@@ -1,6 +1,8 @@
 """Ray workers: started, pinned, supervised and ended; one copy of the weights for all of them.
 
 Importing this package imports torch but not ray; ray is imported when a cluster is started or connected to.
+
+May import: _errors.
 """
 
 from ._call import Progress

@@ -2,6 +2,8 @@
 
 Neither host is imported. A model is recognised by its class and by what its blocks take; one that is unknown, or has
 changed since its plan was written, is refused.
+
+May import: _plan, _registry.
 """
 
 from __future__ import annotations
