@@ -8,174 +8,30 @@ do that in a process of its own, because importing ComfyUI decides about devices
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
+import comfyui_parts as parts
+from comfyui_tiny_models import CLIP_WIDTH, SEED, TINY_MODELS, Weights, diffusion_weights, random_tensor, save
 from discovery_oracles import import_comfy
 
-Weights = dict[str, torch.Tensor]
-SEED = 0
 LORA_RANK = 4
 GGUF_TYPE = gguf.GGMLQuantizationType.Q8_0
-CLIP_WIDTH, CLIP_LAYERS = 768, 12
+CLIP_LAYERS = 12
 CHECKPOINT = "tiny_sd15_checkpoint.safetensors"
 TEXT_ENCODER = "tiny_clip_l.safetensors"
 VAE = "tiny_vae.safetensors"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conditioning:
-    """What a model is conditioned on, without a text encoder: `[1, tokens, width]`, seeded.
-
-    Attributes:
-        tokens: of the text.
-        width: of each token.
-        pooled_width: of the pooled text; 0 where the model takes none.
-        mask: the model asks for an attention mask, `[1, tokens]`.
-    """
-
-    tokens: int = 7
-    width: int
-    pooled_width: int = 0
-    mask: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TinyModel:
-    """One architecture, small.
-
-    Attributes:
-        path: module and class in ComfyUI.
-        arguments: of its constructor.
-        latent_node: core node that makes an empty latent, with its inputs.
-        latent_shape: of what is sampled.
-        conditioning: of the sampler.
-        metadata: of the file, where detection needs it.
-    """
-
-    path: str
-    arguments: Mapping[str, Any]
-    latent_node: tuple[str, Mapping[str, int]]
-    latent_shape: tuple[int, ...]
-    conditioning: Conditioning
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-_LTXV = {
-    "num_attention_heads": 4,
-    "attention_head_dim": 32,
-    "cross_attention_dim": 128,
-    "caption_channels": 1024,
-    "num_layers": 2,
-}
-
-TINY_MODELS: Mapping[str, TinyModel] = {
-    "flux": TinyModel(
-        path="comfy.ldm.flux.model.Flux",
-        arguments={
-            "in_channels": 16,
-            "out_channels": 16,
-            "vec_in_dim": 32,
-            "context_in_dim": 1024,
-            "hidden_size": 128,
-            "mlp_ratio": 4.0,
-            "num_heads": 1,
-            "depth": 2,
-            "depth_single_blocks": 2,
-            "axes_dim": [16, 56, 56],
-            "theta": 10000,
-            "patch_size": 2,
-            "qkv_bias": True,
-            "guidance_embed": True,
-            "txt_ids_dims": [],
-        },
-        latent_node=("EmptySD3LatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        latent_shape=(1, 16, 8, 8),
-        conditioning=Conditioning(width=1024, pooled_width=32),
-    ),
-    "wan": TinyModel(
-        path="comfy.ldm.wan.model.WanModel",
-        arguments={
-            "model_type": "t2v",
-            "dim": 128,
-            "ffn_dim": 256,
-            "num_layers": 2,
-            "num_heads": 1,
-            "text_dim": 4096,
-            "cross_attn_norm": True,
-        },
-        latent_node=("EmptyHunyuanLatentVideo", {"width": 64, "height": 64, "length": 9, "batch_size": 1}),
-        latent_shape=(1, 16, 3, 8, 8),
-        conditioning=Conditioning(width=4096),
-    ),
-    "ltxv": TinyModel(
-        path="comfy.ldm.lightricks.model.LTXVModel",
-        arguments=_LTXV,
-        latent_node=("EmptyLTXVLatentVideo", {"width": 128, "height": 128, "length": 17, "batch_size": 1}),
-        latent_shape=(1, 128, 3, 4, 4),
-        conditioning=Conditioning(width=1024, mask=True),
-        metadata={"config": json.dumps({"transformer": _LTXV})},
-    ),
-    "sd15": TinyModel(
-        path="comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
-        arguments={
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 320,
-            "num_res_blocks": [1],
-            "channel_mult": [1],
-            "transformer_depth": [1],
-            "transformer_depth_output": [1, 1],
-            "transformer_depth_middle": 1,
-            "context_dim": CLIP_WIDTH,
-            "num_heads": 8,
-            "use_spatial_transformer": True,
-            "legacy": False,
-        },
-        latent_node=("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
-        latent_shape=(1, 4, 8, 8),
-        conditioning=Conditioning(width=CLIP_WIDTH),
-    ),
-}
-
-
-def diffusion_weights(name: str, *, seed: int = SEED) -> Weights:
-    """The float32 weights of a tiny model under the names of its architecture."""
-    tiny = TINY_MODELS[name]
-    module, _, class_name = tiny.path.rpartition(".")
-    operations = import_comfy("comfy.ops").disable_weight_init
-    model_class = getattr(import_comfy(module), class_name)
-    model = model_class(**tiny.arguments, dtype=torch.float32, device=torch.device("meta"), operations=operations)
-    return {key: random_tensor(key, tuple(value.shape), seed) for key, value in model.state_dict().items()}
-
-
-def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Weights that keep activations near 1; each tensor depends on its name and the seed alone."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
-    noise = torch.randn(shape, generator=generator)
-    if len(shape) > 1:
-        return noise * (0.5 / math.sqrt(math.prod(shape[1:])))
-    if name.endswith(("weight", "scale")):
-        return 1 + 0.1 * noise
-    return 0.1 * noise
 
 
 def write_diffusion_model(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
     """Write `diffusion_models/tiny_NAME[_DTYPE].safetensors` below `folder`."""
     suffix = "" if dtype is torch.float32 else f"_{str(dtype).removeprefix('torch.')}"
     weights = {key: value.to(dtype) for key, value in diffusion_weights(name).items()}
-    return _save(weights, folder / "diffusion_models" / f"tiny_{name}{suffix}.safetensors", TINY_MODELS[name].metadata)
+    return save(weights, folder / "diffusion_models" / f"tiny_{name}{suffix}.safetensors", TINY_MODELS[name].metadata)
 
 
 def write_gguf_twin(folder: Path, name: str) -> tuple[Path, Path]:
@@ -204,7 +60,7 @@ def write_gguf_twin(folder: Path, name: str) -> tuple[Path, Path]:
     writer.write_tensors_to_file()
     writer.close()
     twin = target.with_name(f"tiny_{name}_q8_0_dense.safetensors")
-    return target, _save(dense, twin, TINY_MODELS[name].metadata)
+    return target, save(dense, twin, TINY_MODELS[name].metadata)
 
 
 def write_lora(folder: Path, name: str) -> Path:
@@ -217,7 +73,7 @@ def write_lora(folder: Path, name: str) -> Path:
             low_rank[f"{layer}.lora_up.weight"] = random_tensor(f"{layer}.up", (rows, LORA_RANK), SEED)
             low_rank[f"{layer}.lora_down.weight"] = random_tensor(f"{layer}.down", (LORA_RANK, columns), SEED)
             low_rank[f"{layer}.alpha"] = torch.tensor(float(LORA_RANK))
-    return _save(low_rank, folder / "loras" / f"tiny_{name}_lora.safetensors")
+    return save(low_rank, folder / "loras" / f"tiny_{name}_lora.safetensors")
 
 
 def vae_weights() -> Weights:
@@ -261,12 +117,12 @@ def text_encoder_weights() -> Weights:
 
 def write_vae(folder: Path) -> Path:
     """Write `vae/tiny_vae.safetensors`."""
-    return _save(vae_weights(), folder / "vae" / VAE)
+    return save(vae_weights(), folder / "vae" / VAE)
 
 
 def write_text_encoder(folder: Path) -> Path:
     """Write `text_encoders/tiny_clip_l.safetensors`, 246 MB."""
-    return _save(text_encoder_weights(), folder / "text_encoders" / TEXT_ENCODER)
+    return save(text_encoder_weights(), folder / "text_encoders" / TEXT_ENCODER)
 
 
 def write_checkpoint(folder: Path) -> Path:
@@ -277,19 +133,11 @@ def write_checkpoint(folder: Path) -> Path:
         "first_stage_model.": vae_weights(),
     }
     weights = {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.items()}
-    return _save(weights, folder / "checkpoints" / CHECKPOINT)
-
-
-def _save(weights: Weights, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in weights.items()}, path, metadata=dict(metadata or {}))
-    return path
+    return save(weights, folder / "checkpoints" / CHECKPOINT)
 
 
 def writers() -> dict[str, Callable[[Path], object]]:
     """Everything that can be written, by name."""
-    import comfyui_parts as parts  # which is made of what is here
-
     tasks: dict[str, Callable[[Path], object]] = {
         "flux-bf16": lambda folder: write_diffusion_model(folder, "flux", torch.bfloat16),
         "flux-gguf": lambda folder: write_gguf_twin(folder, "flux"),

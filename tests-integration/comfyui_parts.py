@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from comfyui_checkpoints import TINY_MODELS, Weights, random_tensor
+from comfyui_tiny_models import SEED, TINY_MODELS, Weights, random_tensor, save
 from discovery_oracles import import_comfy
 
 CONTROL_NET = "tiny_control.safetensors"
@@ -20,7 +19,6 @@ DIFFERENCE = "tiny_control_difference.safetensors"
 IMAGE_ENCODER = "tiny_vision.safetensors"
 DIFFUSERS = "tiny_sdxs"
 HINT_CHANNELS = 3
-SEED = 0
 
 
 def control_weights() -> Weights:
@@ -41,12 +39,12 @@ def control_weights() -> Weights:
 
 def write_control_net(folder: Path) -> Path:
     """Write `controlnet/tiny_control.safetensors`."""
-    return _save(control_weights(), folder / "controlnet" / CONTROL_NET)
+    return save(control_weights(), folder / "controlnet" / CONTROL_NET)
 
 
 def write_difference(folder: Path) -> Path:
     """Write `controlnet/tiny_control_difference.safetensors`: what is to be added to the weights of the model."""
-    return _save({**control_weights(), "difference": torch.zeros(1)}, folder / "controlnet" / DIFFERENCE)
+    return save({**control_weights(), "difference": torch.zeros(1)}, folder / "controlnet" / DIFFERENCE)
 
 
 def write_image_encoder(folder: Path) -> Path:
@@ -64,7 +62,7 @@ def write_image_encoder(folder: Path) -> Path:
         key: (torch.zeros(shape) if passes_on(key) else random_tensor(key, shape, SEED)).half()
         for key, shape in shapes.items()
     }
-    return _save(weights, folder / "clip_vision" / IMAGE_ENCODER)
+    return save(weights, folder / "clip_vision" / IMAGE_ENCODER)
 
 
 def write_diffusers(folder: Path) -> Path:
@@ -105,13 +103,7 @@ def write_diffusers(folder: Path) -> Path:
         f"text_model.{key.removeprefix('text_model.')}": value
         for key, value in parts["text_encoder"].state_dict().items()
     }
-    _save(encoder, target / "text_encoder" / "model.safetensors")
+    save(encoder, target / "text_encoder" / "model.safetensors")
     index = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
     (target / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
     return target
-
-
-def _save(weights: Weights, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in weights.items()}, path)
-    return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfyui_checkpoints import TINY_MODELS
+from comfyui_tiny_models import TINY_MODELS
 
 Node = dict[str, Any]
 Workflow = dict[str, Node]

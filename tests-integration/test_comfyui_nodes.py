@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from comfyui_checkpoints import TINY_MODELS
 from comfyui_server import Server
+from comfyui_tiny_models import TINY_MODELS
 from comfyui_workflows import (
     GGUF_DENSE,
     GGUF_FILE,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comfyui_checkpoints import TEXT_ENCODER, TINY_MODELS, VAE
+from comfyui_checkpoints import TEXT_ENCODER, VAE
 from comfyui_server import Server
+from comfyui_tiny_models import TINY_MODELS
 from comfyui_workflows import node, sampling, stock_unet, unet_file
 
 pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(900)]
