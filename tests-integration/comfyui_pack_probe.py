@@ -97,7 +97,7 @@ def _globals() -> list[torch.device]:
 
 def _exchanged() -> list[str]:
     """Modules of packs in which something stands for the host's module that knows the devices."""
-    name = model_management.__name__
+    name = "comfy.model_management"
     return [
         module.__name__
         for module in _modules_of_packs()

@@ -87,15 +87,15 @@ def test_a_dry_run_gives_its_texts_and_its_picture(device_server: Server) -> Non
 
 def test_pages_examples_and_texts_are_found(device_server: Server) -> None:
     offered = device_server.get("/workflow_templates")
-    names = {path.stem for path in (PACK / "example_workflows").glob("*.json")}
+    names = {path.stem for path in (ROOT / "example_workflows").glob("*.json")}
     assert names <= set(offered["torchspan"])
     one = sorted(names)[0]
     example = device_server.get(f"/api/workflow_templates/torchspan/{quote(one)}.json")
-    assert example == json.loads((PACK / "example_workflows" / f"{one}.json").read_text())
+    assert example == json.loads((ROOT / "example_workflows" / f"{one}.json").read_text())
     picture = f"{device_server.url}/api/workflow_templates/torchspan/{quote(one)}.jpg"
     with urllib.request.urlopen(picture, timeout=30) as answer:
         assert answer.headers.get_content_type() == "image/jpeg"
-        assert answer.read() == (PACK / "example_workflows" / f"{one}.jpg").read_bytes()
+        assert answer.read() == (ROOT / "example_workflows" / f"{one}.jpg").read_bytes()
     page = f"{device_server.url}/extensions/torchspan/docs/TorchspanPlan.md"
     with urllib.request.urlopen(page, timeout=30) as answer:
         assert answer.read().decode() == (PACK / "web/docs/TorchspanPlan.md").read_text()

@@ -22,6 +22,7 @@ from comfy_nodes.nodes._widgets import Devices, Files, Fixed, OfHostNode, Widget
 ROOT = Path(__file__).resolve().parents[1]
 PACK = Path("packages/comfy-nodes/src/comfy_nodes")
 NODES_PAGE = Path("docs/nodes.md")
+LOCALE = Path("locales/en/nodeDefs.json")
 BEGIN, END = "<!-- table: written by tools/node_docs.py -->", "<!-- end of table -->"
 
 _ALLOCATIONS = """
@@ -45,7 +46,7 @@ def pages() -> dict[Path, str]:
     """Every file that is generated as a whole, relative to the repository, with its text."""
     written = {PACK / "web" / "docs" / f"{row.node_id}.md": node_page(row) for row in TABLE.values()}
     written |= {PACK / "web" / "docs" / f"{node.node_id}.md": sibling_page(node) for node in SIBLINGS}
-    written[PACK / "locales" / "en" / "nodeDefs.json"] = json.dumps(node_texts(), indent=2, ensure_ascii=False) + "\n"
+    written[LOCALE] = json.dumps(node_texts(), indent=2, ensure_ascii=False) + "\n"
     return written
 
 

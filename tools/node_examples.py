@@ -20,7 +20,7 @@ from example_graphs import EXAMPLES
 from example_parts import Example, Node
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = Path("packages/comfy-nodes/src/comfy_nodes/example_workflows")
+FOLDER = Path("example_workflows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,6 +55,15 @@ def test_the_folder_shows_the_host_what_lies_in_the_package(
     assert not (linked(comfyui) / "example_workflows").exists()
 
 
+def test_a_linked_clone_shows_the_folders_at_its_top(comfyui: Path) -> None:
+    root = Path(__file__).resolve().parents[3]
+    assert link_code(comfyui) == ExitCode.OK
+    for name in _link.SHOWN_BY_THE_HOST:
+        shown = {path.relative_to(root / name) for path in everything_below(root / name)}
+        assert shown
+        assert {path.relative_to(linked(comfyui) / name) for path in everything_below(linked(comfyui) / name)} == shown
+
+
 def test_the_entry_finds_the_package_where_python_does_not(
     comfyui: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,11 @@ _ENTRY = (
 import sys
 from importlib.util import find_spec
 
+if sys.version_info < (3, 11):
+    raise ImportError(
+        "Torchspan needs Python 3.11 or newer and this ComfyUI runs on Python "
+        f"{{sys.version_info[0]}}.{{sys.version_info[1]}}; install ComfyUI on a newer Python"
+    )
 if find_spec("comfy_nodes") is None:
     sys.path.append({site!r})
 
@@ -86,8 +91,9 @@ def link(folder: Path) -> None:
         entry = _ENTRY.format(site=str(package_folder().parent))
         (new / "__init__.py").write_text(entry, encoding="utf-8")
         for name in SHOWN_BY_THE_HOST:
-            if (package_folder() / name).is_dir():
-                shutil.copytree(package_folder() / name, new / name)
+            shown = _shown(name)
+            if shown is not None:
+                shutil.copytree(shown, new / name)
         if folder.exists():
             folder.rename(Path(work, "before"))
         new.rename(folder)
@@ -104,6 +110,13 @@ def unlink(folder: Path) -> None:
         raise CommandError(f"{folder} does not exist; there is nothing to remove")
     _refuse_foreign(folder)
     shutil.rmtree(folder)
+
+
+def _shown(name: str) -> Path | None:
+    """A folder that the host shows: in an installed package, or at the top of the clone that the package lies in."""
+    package = package_folder()
+    clone = package.parents[3] if (package.parents[1] / "pyproject.toml").is_file() else package
+    return next((folder / name for folder in (package, clone) if (folder / name).is_dir()), None)
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -64,9 +64,9 @@ def running_on(device: str, module: ModuleType | None, *, offload: str | None = 
 class _Answering(ModuleType):
     """The host's module that knows the devices, with answers of ours to what packs ask."""
 
-    def __init__(self, management: ModuleType, wanted: Mapping[str, torch.device]) -> None:
-        super().__init__(management.__name__)
-        self.__dict__["_management"] = management
+    def __init__(self, answering: ModuleType, wanted: Mapping[str, torch.device]) -> None:
+        super().__init__(answering.__name__)
+        self.__dict__["_management"] = answering
         self.__dict__["get_torch_device"] = lambda: wanted["device"]
         if "offload_device" in wanted:
             self.__dict__["unet_offload_device"] = lambda: wanted["offload_device"]
