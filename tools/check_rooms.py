@@ -8,8 +8,8 @@ A room says so in the docstring of its ``__init__.py``, in a paragraph that ends
     \"\"\"
 
 The names are the room's neighbours: the modules and rooms of the folder that holds it, written as their files are
-(``_errors`` for ``_errors.py``). A room that needs none writes ``May import: nothing.`` What lies inside the room is
-its own affair, and a room inside a room has a sentence of its own; what it imports from outside the outer room, the
+(``_errors`` for ``_errors.py``). A room that needs none writes ``May import: nothing.`` Inside the room imports are
+free, and a room inside a room has a separate sentence; what it imports from outside the outer room, the
 outer room's sentence must allow. Used by tools/check_layers.py.
 """
 
@@ -94,7 +94,7 @@ def _above(name: str) -> str:
 
 
 def _child(name: str, level: str) -> str | None:
-    """The module or room directly inside `level` that holds `name`, None when there is none."""
+    """The module or room directly inside `level` that holds `name`, or None."""
     if not name.startswith(f"{level}."):
         return None
     return f"{level}.{name[len(level) + 1 :].partition('.')[0]}"

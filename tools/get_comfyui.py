@@ -30,7 +30,7 @@ def checkout_folder() -> Path:
 
 
 def find_comfyui() -> Path | None:
-    """The checkout, or None when there is none."""
+    """The checkout, or None."""
     folder = checkout_folder()
     return folder if is_comfyui(folder) else None
 
@@ -44,7 +44,7 @@ def read_version(folder: Path) -> str:
     """The version of the ComfyUI in a folder.
 
     Raises:
-        CheckoutError: there is none.
+        CheckoutError: the folder holds no ComfyUI of version 0.3 or newer.
     """
     path = folder / VERSION_FILE
     found = re.search(r'__version__ = "([^"]+)"', path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -72,7 +72,7 @@ def read_notes(changelog: Path, version: str) -> str:
     """The text under a version's heading, up to the next heading of that level.
 
     Raises:
-        ReleaseError: there is none.
+        ReleaseError: the version has no text.
     """
     sections = re.split(r"^## ", changelog.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     for section in sections:
