@@ -138,7 +138,7 @@ def _write_note(pen: ImageDraw.ImageDraw, note: str) -> float:
 
 
 def _boxes(nodes: Mapping[int, Mapping[str, Any]], top: float) -> dict[int, Box]:
-    """Where each node is drawn: the graph fills what the note leaves, each axis with a separate scale."""
+    """Where each node is drawn: the graph fills what the note leaves, each axis with a scale of its own."""
     lefts, tops = ([each["pos"][axis] for each in nodes.values()] for axis in (0, 1))
     ends = [[each["pos"][axis] + each["size"][axis] for each in nodes.values()] for axis in (0, 1)]
     room = SIZE[0] * _FINE - 2 * _MARGIN * _FINE, SIZE[1] * _FINE - _MARGIN * _FINE - top
