@@ -9,9 +9,9 @@ import ray_parallel.sequence as face
 NAMES = """
 Attn CanaryError ChangedModelError ClosedWorldError Comm CommError Compressed Control DeriveError Derived Entry Grid
 GroupComm Kind Layout Link MaskKernel Mesh NotWorthItError Opaque Parallel ParallelError Plan PlanError Prediction
-PreflightError Probe Ranges RefusedModelError Region Rows Seq SplitError ThreadComm Traffic UncutAttentionError
-UnknownModelError Workload auto batch_split canary cfg_split check_plan data_split derive_plan find forward_bytes
-injection joining_bytes name_of parallelize predict process_usp_timestep run_threads signature_of
+PreflightError Probe Ranges RefusedModelError Region Rows Seq SplitError ThreadComm ThreadTeam Traffic
+UncutAttentionError UnknownModelError Workload auto batch_split canary cfg_split check_plan data_split derive_plan
+find forward_bytes injection joining_bytes name_of parallelize predict process_usp_timestep run_threads signature_of
 """
 FACE = NAMES.split()
 

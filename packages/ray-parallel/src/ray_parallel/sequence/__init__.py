@@ -46,7 +46,8 @@ from ray_parallel.sequence._planfile import Derived, check_plan, derive_plan
 from ray_parallel.sequence._probe import Probe
 from ray_parallel.sequence._registry import Entry, find, name_of, signature_of
 from ray_parallel.sequence._rules import MaskKernel
-from ray_parallel.sequence._threads import ThreadComm, run_threads
+from ray_parallel.sequence._team import ThreadTeam, run_threads
+from ray_parallel.sequence._threads import ThreadComm
 from ray_parallel.sequence._timestep import process_usp_timestep
 
 __all__ = [
@@ -84,6 +85,7 @@ __all__ = [
     "Seq",
     "SplitError",
     "ThreadComm",
+    "ThreadTeam",
     "Traffic",
     "UncutAttentionError",
     "UnknownModelError",

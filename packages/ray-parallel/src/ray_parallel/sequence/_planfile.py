@@ -24,7 +24,7 @@ from ray_parallel.sequence._parallelize import parallelize
 from ray_parallel.sequence._plan import Plan
 from ray_parallel.sequence._probe import Probe, trace
 from ray_parallel.sequence._registry import Entry, find, name_of, signature_of
-from ray_parallel.sequence._threads import run_threads
+from ray_parallel.sequence._team import run_threads
 
 STEPS = (0, 1, 2)
 """What a plan is derived from."""

@@ -1,4 +1,4 @@
-"""Ranks as threads of one process: the other end of `Comm`, for tests, for tools, and for a look without processes."""
+"""Ranks as threads of one process: the other end of `Comm`. They need neither process groups nor NCCL."""
 
 from __future__ import annotations
 
@@ -8,56 +8,118 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ray_parallel._errors import CommError
 from ray_parallel.sequence._comm import Traffic, member_of
+from ray_parallel.sequence._meeting import Meeting, MeetingError
 
 T = TypeVar("T")
+Copy = Callable[[Tensor, torch.device], Tensor]
+"""copy(tensor, device) -> a new tensor on that device with the same values."""
 
 
-class _LeftAloneError(CommError):
+def copy_directly(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the devices make between themselves."""
+    return tensor.to(device, copy=True)
+
+
+class LeftAloneError(CommError):
     """A rank failed because another one did."""
 
 
-class _Hub:
-    """Where the threads of one group meet: a slot for each and a barrier."""
+class Hub:
+    """Where the threads of one group meet: a slot for each, and the meetings of its sub-groups.
+
+    Args:
+        size: number of ranks.
+        timeout_s: how long a rank waits for the others in one collective, seconds.
+    """
 
     def __init__(self, size: int, timeout_s: float) -> None:
         self.size = size
         self.timeout_s = timeout_s
         self.slots: list[Any] = [None] * size
-        self.barrier = threading.Barrier(size)
-        self.children: dict[tuple[int, ...], _Hub] = {}
-        self.lock = threading.Lock()
+        self._meeting = Meeting(size)
+        self._failed: str | None = None
+        self._left: dict[int, str] = {}
+        self._children: dict[tuple[int, ...], Hub] = {}
+        self._lock = threading.Lock()
 
-    def child(self, members: Sequence[int]) -> _Hub:
+    def child(self, members: Sequence[int]) -> Hub:
         """The hub of a sub-group, the same one for all its members."""
-        with self.lock:
-            child = self.children.setdefault(tuple(members), _Hub(len(members), self.timeout_s))
-            if self.barrier.broken:
-                child.abort()
+        with self._lock:
+            child = self._children.setdefault(tuple(members), Hub(len(members), self.timeout_s))
+            if self._failed is not None:
+                child.fail(self._failed)
+            for rank in self._left.keys() & set(members):
+                child.leave(members.index(rank), self._left[rank])
             return child
 
-    def abort(self) -> None:
-        """Wake everybody who waits, with an error."""
-        self.barrier.abort()
-        with self.lock:
-            children = list(self.children.values())
+    def meet(self, rank: int, offer: Any, take: Callable[[list[Any]], Any]) -> Any:
+        """Offer something to the others, and take from what they offer before anybody goes on.
+
+        Raises:
+            LeftAloneError: another rank failed, left, or did not come in time.
+        """
+        self.slots[rank] = offer
+        try:
+            self._meeting.wait(self.timeout_s)
+            taken = take(self.slots)
+            self._meeting.wait(self.timeout_s)
+        except MeetingError as error:
+            raise LeftAloneError(f"rank {rank} of {self.size} was left alone: {error}") from error
+        return taken
+
+    def fail(self, reason: str) -> None:
+        """Wake everybody who waits here or in a sub-group, with an error."""
+        with self._lock:
+            self._failed = self._failed or reason
+            children = list(self._children.values())
+        self._meeting.end(reason)
         for child in children:
-            child.abort()
+            child.fail(reason)
+
+    def leave(self, rank: int, reason: str) -> None:
+        """Say that a rank will not come again: who waits for it, here or in a sub-group of it, gets an error."""
+        with self._lock:
+            self._left[rank] = reason
+            children = [(members, child) for members, child in self._children.items() if rank in members]
+        self._meeting.end(reason)
+        for members, child in children:
+            child.leave(members.index(rank), reason)
+
+    def reopen(self) -> None:
+        """Let the ranks meet again; called while none of them runs. What they offered last is forgotten."""
+        with self._lock:
+            self._failed, self._left = None, {}
+            children = list(self._children.values())
+        self.slots[:] = [None] * self.size
+        self._meeting.reopen()
+        for child in children:
+            child.reopen()
 
 
 class ThreadComm:
-    """The end of a group of threads; made by `run_threads`.
+    """The end of a group of threads; made by `run_threads` and `ThreadTeam`.
 
-    Senders offer references, receivers copy before anybody goes on, so the traffic of a process group is the same.
+    Senders offer references, receivers copy to their own device before anybody goes on, so the traffic of a process
+    group is the same.
+
+    Args:
+        hub: where the group meets.
+        rank: this rank, from 0.
+        device: where this rank computes, and what it receives goes; None: whatever the sender's tensor is on.
+        copy: how it is copied there; devices that cannot reach each other need a way through the host's memory.
     """
 
-    def __init__(self, hub: _Hub, rank: int) -> None:
+    def __init__(self, hub: Hub, rank: int, device: torch.device | None = None, copy: Copy = copy_directly) -> None:
         self.rank = rank
         self.size = hub.size
+        self.device = device
         self.traffic = Traffic()
         self._hub = hub
+        self._copy_to = copy
 
     def all_to_all(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """See `Comm.all_to_all`."""
@@ -89,67 +151,32 @@ class ThreadComm:
     def split(self, groups: Sequence[Sequence[int]]) -> ThreadComm:
         """See `Comm.split`."""
         members = member_of(groups, self.rank, self.size)
-        return ThreadComm(self._hub.child(members), members.index(self.rank))
+        return ThreadComm(self._hub.child(members), members.index(self.rank), self.device, self._copy_to)
 
-    def _meet(self, offer: Any, take: Callable[[list[Any]], Any]) -> Any:
-        hub = self._hub
-        hub.slots[self.rank] = offer
-        try:
-            hub.barrier.wait(hub.timeout_s)
-            taken = take(hub.slots)
-            hub.barrier.wait(hub.timeout_s)
-        except threading.BrokenBarrierError as error:
-            reason = f"rank {self.rank} of {self.size} was left alone: another rank failed or stalled"
-            raise _LeftAloneError(reason) from error
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Run `function` on rank 0 alone; every rank gets its result, with copies of its tensors on its own device.
+
+        For code that keeps a state or counts its calls, which every rank would run once more.
+
+        Raises:
+            LeftAloneError: on the other ranks, when the function fails on rank 0.
+        """
+        result = function() if self.rank == 0 else None
+
+        def take(offers: list[Any]) -> Any:
+            return result if self.rank == 0 else pytree.tree_map_only(Tensor, self._copy, offers[0])
+
+        taken: T = self._meet(result, take)
         return taken
 
-    @staticmethod
-    def _copy(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone()
+    def _meet(self, offer: Any, take: Callable[[list[Any]], Any]) -> Any:
+        return self._hub.meet(self.rank, offer, take)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        return self._copy_to(tensor.detach(), self.device or tensor.device)
 
     def _check(self, collective: str, received: Sequence[Tensor], sizes: Sequence[int]) -> None:
         got = [part.numel() for part in received]
         if got != list(sizes):
-            self._hub.abort()
+            self._hub.fail(f"{collective} of rank {self.rank} got other sizes than it expected")
             raise CommError(f"{collective}: rank {self.rank} expected {list(sizes)} elements, the ranks sent {got}")
-
-
-def run_threads(ranks: int, function: Callable[[ThreadComm], T], *, timeout_s: float = 60.0) -> list[T]:
-    """Run `function(comm)` once for each rank, each in its own thread, and return the results in rank order.
-
-    Every rank needs its own model object, since a plan is applied to one by hooks.
-
-    Args:
-        ranks: number of threads.
-        function: what each rank does.
-        timeout_s: how long a rank waits for the others in one collective, seconds.
-
-    Raises:
-        Exception: what the lowest rank raised that failed by itself; the others are woken and end with `CommError`.
-
-    Examples:
-        >>> run_threads(3, lambda comm: [t.item() for t in comm.all_gather(torch.tensor([comm.rank]), [1, 1, 1])])
-        [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
-    """
-    hub = _Hub(ranks, timeout_s)
-    results: list[Any] = [None] * ranks
-    failures: dict[int, BaseException] = {}
-    grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-
-    def work(rank: int) -> None:
-        try:
-            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-                results[rank] = function(ThreadComm(hub, rank))
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            failures[rank] = error
-            hub.abort()
-
-    threads = [threading.Thread(target=work, args=(rank,), name=f"rank {rank}") for rank in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        in_order = [failures[rank] for rank in sorted(failures)]
-        raise next((error for error in in_order if not isinstance(error, _LeftAloneError)), in_order[0])
-    return results
