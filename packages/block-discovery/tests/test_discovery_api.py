@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import inspect
 import pickle
 import subprocess
 import sys
@@ -14,23 +13,6 @@ import pytest
 
 import block_discovery
 from block_discovery import BlockDiscoveryError, HeaderError
-
-PUBLIC = [
-    *("BlockDiscoveryError", "BlockTree", "CallTrace", "HeaderError", "InvalidFractionError", "InvalidJsonError"),
-    *("InvalidTensorError", "InvalidTreeError", "ModelWithoutParametersError", "SafetensorsHeader", "TensorInfo"),
-    *("UninitializedModelError", "Unit", "UnitKind", "UnknownUnitError", "discover", "discover_file", "discover_names"),
-    *("read_safetensors_header", "read_safetensors_index", "trace_calls"),
-]
-
-
-def test_the_public_names_are_these() -> None:
-    assert sorted(block_discovery.__all__) == sorted(PUBLIC)
-    assert all(hasattr(block_discovery, name) for name in PUBLIC)
-
-
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "UnitKind"])
-def test_every_public_name_is_documented(name: str) -> None:
-    assert inspect.getdoc(getattr(block_discovery, name))
 
 
 def test_the_package_is_typed() -> None:

@@ -13,7 +13,6 @@ from typing import get_args
 import pytest
 
 import device_placement
-from comfy_nodes import cli
 from comfy_nodes.cli import _explain, _parser
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._main import main
@@ -62,10 +61,6 @@ def examples_of(text: str) -> Iterator[list[str]]:
         if line.startswith("  torchspan "):
             words = shlex.split(line.partition(" > ")[0])
             yield words[1:]
-
-
-def test_the_public_face_is_main_alone() -> None:
-    assert cli.__all__ == ["main"]
 
 
 def test_the_commands_are_frozen() -> None:

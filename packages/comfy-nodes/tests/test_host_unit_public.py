@@ -11,36 +11,6 @@ from alloc_spec import parse
 from comfy_nodes import host
 from comfy_nodes.host import Loaded, PlacementReport, PlacementRequest
 
-PUBLIC = [
-    "Allocation",
-    "Checkpoint",
-    "DeviceInfo",
-    "HostError",
-    "Loaded",
-    "ModelFileError",
-    "PlacementRefusedError",
-    "PlacementReport",
-    "PlacementRequest",
-    "UnknownDeviceError",
-    "available_devices",
-    "device_names",
-    "load_checkpoint",
-    "load_clip_vision",
-    "load_controlnet",
-    "load_diffusers",
-    "load_diffusion_model",
-    "load_gguf_diffusion_model",
-    "load_gguf_text_encoders",
-    "load_text_encoders",
-    "load_vae",
-    "plan_file",
-    "release",
-]
-
-
-def test_the_public_names() -> None:
-    assert host.__all__ == PUBLIC
-
 
 def test_requests_and_errors_need_no_host() -> None:
     code = (

@@ -1,71 +1,15 @@
-"""The public face: names do not disappear by accident, each is explained, and importing does nothing."""
+"""The package as a whole: importing does nothing, one file names torch.cuda, and files stay small."""
 
 from __future__ import annotations
 
-import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import device_placement
 
 SOURCES = sorted(Path(device_placement.__file__).parent.glob("*.py"))
-
-PUBLIC = [
-    "AcceleratorBackend",
-    "Backend",
-    "Bound",
-    "BudgetTooSmallError",
-    "Device",
-    "DeviceUnavailableError",
-    "DevicesFullError",
-    "EmulatedBackend",
-    "Estimate",
-    "Finding",
-    "HandleInvalidatedError",
-    "HandleStateError",
-    "Hardware",
-    "InvalidHardwareError",
-    "InvalidJsonError",
-    "InvalidPlanError",
-    "Link",
-    "PeerCopyError",
-    "PlacedModel",
-    "PlacementError",
-    "PlacementPlan",
-    "PlacementStats",
-    "PlanMismatchError",
-    "Policy",
-    "SameDeviceBackend",
-    "Span",
-    "StreamedWriteError",
-    "TensorHome",
-    "UnitPlacement",
-    "UnknownDeviceError",
-    "UnknownLinkError",
-    "diagnose",
-    "place",
-    "plan",
-    "predict",
-    "probe",
-    "render_svg",
-    "render_table",
-    "render_timeline_svg",
-]
-
-
-def test_the_public_names_are_these() -> None:
-    assert sorted(device_placement.__all__) == sorted(PUBLIC)
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_name_is_there_and_explained(name: str) -> None:
-    thing = getattr(device_placement, name)
-    if inspect.isclass(thing) or inspect.isfunction(thing):
-        assert inspect.getdoc(thing)
 
 
 def test_only_the_adapter_says_torch_cuda() -> None:

@@ -12,22 +12,6 @@ import gguf_loader
 
 README = Path(__file__).parents[1] / "README.md"
 
-# What users may import. A name that goes is a major version; add new ones here on purpose.
-PUBLIC = """
-Backend DequantConfig GGML_TYPES GgmlType GgufArray GgufCheckpoint GgufConv1d GgufConv2d GgufConv3d GgufEmbedding
-GgufError GgufFile GgufFormatError GgufHeader GgufKeyError GgufLinear GgufLoraError GgufMetadata GgufMetadataError
-GgufModelError GgufPackedError GgufPairingError GgufTextEncoder GgufTokenizerError GgufTypeError GgufUnsupportedError
-LoadReport LowRank MetadataValue PackedTensor RebuiltTokenizer ScratchPool TensorInfo ValueType add_lora configure
-dequantize get_gguf_metadata gguf_sd_loader load_gguf load_packed load_text_encoder lora_from_state_dict
-lora_strengths open_gguf packed_embedding packed_layers packed_linear read_header rebuild_tokenizer remove_lora
-set_lora_strength type_by_id type_by_name
-"""
-
-
-def test_the_public_names_are_these() -> None:
-    assert sorted(gguf_loader.__all__) == PUBLIC.split()
-    assert len(set(gguf_loader.__all__)) == len(gguf_loader.__all__)
-
 
 def test_every_public_function_and_class_says_what_it_does() -> None:
     for name in gguf_loader.__all__:
