@@ -48,7 +48,7 @@ def discover(model: nn.Module, *, max_unit_fraction: float = 0.125) -> BlockTree
         InvalidTensorError: a tensor is sparse.
         InvalidFractionError: `max_unit_fraction` is not in (0, 1].
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 8)) for _ in range(3))
         >>> model = nn.ModuleDict({"embed": nn.Embedding(100, 8), "layers": layers, "norm": nn.LayerNorm(8)})

@@ -53,7 +53,7 @@ def discover_names(
         InvalidTensorError: a negative or overflowing size, an unknown element type, or a name that is no module path.
         InvalidFractionError: `max_unit_fraction` is not in (0, 1].
 
-    Example:
+    Examples:
         >>> sizes = {f"blocks.{i}.{name}.weight": ((64, 64), "BF16") for i in range(3) for name in ("attn", "mlp")}
         >>> tree = discover_names({**sizes, "final.weight": ((64, 64), 4096)})
         >>> [(unit.path, unit.size_bytes) for unit in tree.units]

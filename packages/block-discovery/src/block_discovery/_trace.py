@@ -96,7 +96,7 @@ def trace_calls(model: nn.Module, tree: BlockTree) -> Iterator[CallTrace]:
     Raises:
         UnknownUnitError: the model has no module at the path of a unit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from block_discovery import discover
         >>> block = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
