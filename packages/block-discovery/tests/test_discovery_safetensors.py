@@ -34,6 +34,17 @@ def test_a_file_of_the_reference_implementation_is_read(tmp_path: Path) -> None:
     }
     assert header.metadata == {"format": "pt"}
     assert (header.data_bytes, header.missing_bytes) == (28, 0)
+    assert header.codes == {"block.weight": "BF16", "scale": "F32", "none": "F32"}
+
+
+def test_starts_are_where_the_bytes_of_each_tensor_lie(tmp_path: Path) -> None:
+    tensors = {"b": torch.arange(5), "a": torch.tensor([7], dtype=torch.uint8), "none": torch.zeros(0)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    header = read_safetensors_header(tmp_path / "m.safetensors")
+    raw = (tmp_path / "m.safetensors").read_bytes()
+    for name, tensor in tensors.items():
+        start = header.starts[name]
+        assert raw[start : start + header.tensors[name].size_bytes] == bytes(tensor.view(torch.uint8).tolist())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +38,8 @@ class SafetensorsHeader:
         tensors: every tensor by name, in the order of the header (of a sharded checkpoint, shard by shard).
         metadata: the file's own notes; of a sharded checkpoint those that all shards agree on.
         data_bytes: bytes of weights that the header declares.
+        starts: first byte of each tensor in the file; empty for a sharded checkpoint, which is several files.
+        codes: the element type of each tensor by its name in the header; empty for a sharded checkpoint.
         missing_bytes: bytes by which the file is shorter than that; 0 for a complete file. A file that is only a header
             is enough to plan with; whether it can be loaded is for the caller to decide.
     """
@@ -47,6 +49,8 @@ class SafetensorsHeader:
     metadata: Mapping[str, str]
     data_bytes: int
     missing_bytes: int
+    starts: Mapping[str, int] = field(default_factory=dict)
+    codes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
@@ -86,6 +90,8 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
         metadata=MappingProxyType(metadata),
         data_bytes=data_bytes,
         missing_bytes=data_bytes - present,
+        starts=MappingProxyType({name: LENGTH_BYTES + length + start for start, _, name in spans}),
+        codes=MappingProxyType({name: entry["dtype"] for name, entry in entries.items()}),
     )
 
 

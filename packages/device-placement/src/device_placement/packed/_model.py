@@ -84,9 +84,7 @@ def pack_model(
         dense_bytes += parameter.nbytes
         packed_bytes += weight.nbytes
         _replace(entries, nn.Parameter(weight.to(parameter.device), requires_grad=False))
-        for entry in entries:
-            if _save_dense not in entry.owner._state_dict_hooks.values():
-                entry.owner.register_state_dict_post_hook(_save_dense)  # type: ignore[no-untyped-call]
+        _let_save_dense(entries)
     return PackReport(
         packed=tuple(packed), dense_bytes=dense_bytes, packed_bytes=packed_bytes, incompressible=tuple(incompressible)
     )
@@ -107,6 +105,18 @@ def unpack_model(model: nn.Module) -> tuple[str, ...]:
         for key in [key for key, hook in module._state_dict_hooks.items() if hook is _save_dense]:
             del module._state_dict_hooks[key]
     return tuple(unpacked)
+
+
+def keep_suitable(model: nn.Module) -> None:
+    """Unpack the packed weights of modules that cannot use them, and let the others be saved dense."""
+    for entries in _tied_entries(model):
+        weight = entries[0].parameter
+        if not isinstance(weight, PackedWeight):
+            continue
+        if _needs_dense(entries):
+            _replace(entries, nn.Parameter(weight.dense(), requires_grad=False))
+        else:
+            _let_save_dense(entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +147,7 @@ def _tied_entries(model: nn.Module) -> list[list[_Entry]]:
 
 def _may_be_packed(entries: list[_Entry], least_weights: int, units: Collection[str] | None) -> bool:
     parameter = entries[0].parameter
-    # A recurrent layer keeps a second list of its weights, and hands their addresses on.
-    if any(isinstance(entry.owner, (nn.Embedding, nn.EmbeddingBag, nn.RNNBase)) for entry in entries):
+    if _needs_dense(entries):
         return False
     if units is not None and not all(any(_is_under(entry.name, path) for path in units) for entry in entries):
         return False
@@ -147,6 +156,11 @@ def _may_be_packed(entries: list[_Entry], least_weights: int, units: Collection[
         return False
     large = parameter.ndim >= 2 and parameter.numel() >= least_weights
     return large and parameter.dtype == torch.bfloat16 and parameter.is_contiguous()
+
+
+def _needs_dense(entries: list[_Entry]) -> bool:
+    """Whether one row of it is read at a time, or a recurrent layer keeps it in a second list."""
+    return any(isinstance(entry.owner, (nn.Embedding, nn.EmbeddingBag, nn.RNNBase)) for entry in entries)
 
 
 def _is_under(name: str, path: str) -> bool:
@@ -163,6 +177,12 @@ def _require_module(model: nn.Module, path: str) -> None:
 def _replace(entries: list[_Entry], parameter: nn.Parameter) -> None:
     for entry in entries:
         entry.owner._parameters[entry.key] = parameter
+
+
+def _let_save_dense(entries: list[_Entry]) -> None:
+    for entry in entries:
+        if _save_dense not in entry.owner._state_dict_hooks.values():
+            entry.owner.register_state_dict_post_hook(_save_dense)  # type: ignore[no-untyped-call]
 
 
 def _save_dense(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
