@@ -15,10 +15,16 @@ from typing import Literal
 from comfy_nodes.cli._comfyui import OLDEST, ancestors, find_comfyui, is_old, pack_copies, packs_named, read_version
 from comfy_nodes.cli._exit import ExitCode
 from comfy_nodes.cli._output import print_findings
+from comfy_nodes.contract import Checkout, check, load_contract
 from comfy_nodes.nodes._siblings import SIBLINGS
+from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes._unmet import ids_of
 from device_placement import Finding, diagnose
 
 DISTRIBUTION = "comfy-nodes"
+SHOWN = 6
+"""Node ids in one message."""
+
 _TITLES = {"packages": "Packages", "comfyui": "ComfyUI", "devices": "Devices"}
 
 
@@ -86,8 +92,29 @@ def comfyui_findings(comfyui: Path | None) -> Iterator[Finding]:
             message="publishes the ids that Torchspan publishes, and which of the two serves a workflow is chance",
             remedy=f"disable it in ComfyUI-Manager, or rename it to {folder.name}.disabled; its workflows open here",
         )
+    yield from host_findings(comfyui)
     for name in packs_named(custom_nodes, frozenset(node.pack for node in SIBLINGS)):
         yield Finding(level="ok", subject=name, message="is there: its loaders get a choice of device")
+
+
+def host_findings(comfyui: Path) -> Iterator[Finding]:
+    """What of the host contract a checkout does not meet; nothing where the folder has no program."""
+    if not (comfyui / "comfy").is_dir():
+        return
+    contract = load_contract()
+    broken = [each for each in check(contract, Checkout(comfyui)) if each.disables]
+    for each in broken:
+        lost = ids_of(each, TABLE)
+        shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
+        yield Finding(
+            level="problem",
+            subject=each.need.name,
+            message=f"{each.reason}; {each.need.without}: {shown}",
+            remedy="update Torchspan, or use a ComfyUI that it was tried on; all other nodes work",
+        )
+    if not broken:
+        message = f"has all {len(contract.needs)} symbols, calls and attributes that the nodes use"
+        yield Finding(level="ok", subject="host contract", message=message)
 
 
 def _host(comfyui: Path) -> Finding:

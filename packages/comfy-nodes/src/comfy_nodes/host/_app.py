@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+
+def program_folder() -> Path:
+    """Where the host's main.py lies."""
+    import folder_paths
+
+    return Path(folder_paths.__file__).parent
+
+
+def has(dotted: str) -> bool:
+    """Whether this process has what a dotted name says: a module, or something inside of one."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = import_module(".".join(parts[:count]))
+        except ImportError:
+            continue
+        for name in parts[count:]:
+            if not hasattr(found, name):
+                return False
+            found = getattr(found, name)
+        return True
+    return False
 
 
 def comfy_api() -> ModuleType:
@@ -20,13 +45,6 @@ def registered_nodes() -> dict[str, Any]:
     import nodes
 
     return nodes.NODE_CLASS_MAPPINGS  # type: ignore[no-any-return]
-
-
-def display_names() -> dict[str, str]:
-    """The host's live table of display names by id."""
-    import nodes
-
-    return nodes.NODE_DISPLAY_NAME_MAPPINGS  # type: ignore[no-any-return]
 
 
 def loaded_packs() -> dict[str, ModuleType]:

@@ -3,7 +3,7 @@
 `NODE_CLASS_MAPPINGS` and `NODE_DISPLAY_NAME_MAPPINGS` need the host, and nothing else of weight: no model is read, no
 device is touched, neither ray nor another pack is imported. `WEB_DIRECTORY` is the folder with the nodes' documents.
 
-May import: host.
+May import: contract, host.
 """
 
 from __future__ import annotations

@@ -65,10 +65,15 @@ def _validate_parts(
     return next((wrong for wrong in said if wrong is not True), True)
 
 
-def _execute_of(row: NodeRow) -> Execute:
+def runs(row: NodeRow) -> Callable[..., Any]:
+    """The function that does what a node is for; the host contract follows it to find what the node needs."""
     if row.loader is not None:
-        return _loader_execute(row, row.loader)
+        return _load.function_of(row.loader)
     return {**_checkpoint_parts.EXECUTES, **_tools.EXECUTES}[row.node_id]
+
+
+def _execute_of(row: NodeRow) -> Execute:
+    return _loader_execute(row, row.loader) if row.loader is not None else runs(row)
 
 
 def _loader_execute(row: NodeRow, loader: Loader) -> Execute:

@@ -26,7 +26,12 @@ def run(loader: Loader, values: Values, request: PlacementRequest) -> Loaded[Any
         HostError: the file cannot be loaded, or not be placed as asked.
         alloc_spec.AllocSpecError: the allocation does not go with the model or this machine.
     """
-    return _LOADS[loader.name](values, request)
+    return function_of(loader)(values, request)
+
+
+def function_of(loader: Loader) -> Load:
+    """The function that loads with one loader."""
+    return _LOADS[loader.name]
 
 
 def _diffusion_model(values: Values, request: PlacementRequest) -> Loaded[Any]:

@@ -38,6 +38,11 @@ class NodeRow:
     is_output: bool = False
 
     @property
+    def runs(self) -> str:
+        """What it does, as the host contract calls it: its loader, or the node itself."""
+        return self.node_id if self.loader is None else self.loader.name
+
+    @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, in order."""
         return tuple(widget.name for widget in self.widgets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -18,6 +18,7 @@ from comfy_nodes.nodes._row import NodeRow
 from comfy_nodes.nodes._sibling_class import sibling_class
 from comfy_nodes.nodes._siblings import SIBLINGS
 from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes._unmet import disabled_here
 
 _log = logging.getLogger(__name__)
 REOPEN = "/torchspan/api/v1/reopen"
@@ -31,9 +32,9 @@ def mappings() -> dict[str, type]:
     Nodes of packs that are loaded after this one are entered when the server starts. Asked for again, the same classes
     are given and nothing is entered twice.
     """
-    left_out = _without_dependency()
-    classes = {node_id: node_class(row) for node_id, row in TABLE.items() if row not in left_out}
-    classes |= _sibling_classes({})
+    left_out = {row.node_id for row in _without_dependency()} | disabled_here()
+    classes = {node_id: node_class(row) for node_id, row in TABLE.items() if node_id not in left_out}
+    classes |= _sibling_classes(left_out)
     _app.on_prompt(_rewrite)
     _app.answer(REOPEN, _reopen)
     _app.when_started(_started)
@@ -48,7 +49,7 @@ def display_names() -> dict[str, str]:
 def enter_siblings() -> list[str]:
     """Enter the nodes of packs that were loaded after this one into the host; return their ids."""
     registered = _app.registered_nodes()
-    late = _sibling_classes(registered)
+    late = _sibling_classes({*registered, *disabled_here()})
     module = getattr(registered.get("DeviceSelectorMultiGPU"), "RELATIVE_PYTHON_MODULE", None)
     for node_id, made in late.items():
         made.RELATIVE_PYTHON_MODULE = module  # type: ignore[attr-defined]
@@ -80,12 +81,12 @@ def who_serves(packs: Mapping[str, ModuleType], registered: Mapping[str, Any]) -
     ]
 
 
-def _sibling_classes(registered: Mapping[str, Any]) -> dict[str, type]:
-    """Classes for nodes of other packs that are loaded and not entered yet; one that cannot be made is logged."""
+def _sibling_classes(without: Collection[str]) -> dict[str, type]:
+    """Classes for nodes of other packs that are loaded, but for some ids; one that cannot be made is logged."""
     there = _app.registered_nodes()
     made = {}
     for node in SIBLINGS:
-        if node.base not in there or node.node_id in registered:
+        if node.base not in there or node.node_id in without:
             continue
         try:
             made[node.node_id] = sibling_class(node)
