@@ -294,12 +294,32 @@ class TestFiles:
             "transformer.first.dora_scale",
             "transformer.first.hada_w1_a",
             "transformer.first.diff",
+            "transformer.first.set_weight",
+            "transformer.first.w_norm",
+            "transformer.first.b_norm",
         ],
     )
     def test_other_methods_and_prefixes_are_refused_by_name(self, key: str) -> None:
         with pytest.raises(GgufLoraError) as caught:
             lora_from_state_dict({key: torch.ones(4, 4)}, prefix="transformer.")
         assert caught.value.field == key
+
+    @pytest.mark.parametrize(("key", "added"), [("lora_B.bias", 0.5), ("diff_b", 1.0)])
+    def test_a_bias_difference_comes_along(self, key: str, added: float) -> None:
+        """PEFT scales the bias of `lora_B` by alpha / rank, as its product; kohya's `diff_b` is added whole."""
+        factors = {"a.lora_A.weight": torch.ones(4, 8), "a.lora_B.weight": torch.ones(8, 4)}
+        found = lora_from_state_dict(factors | {"a.alpha": torch.tensor(2.0), f"a.{key}": torch.ones(8)})
+        assert found["a"].bias is not None
+        assert found["a"].bias.tolist() == [added] * 8
+
+    def test_bias_differences_that_do_not_fit_are_refused(self) -> None:
+        factors = {"a.lora_A.weight": torch.ones(4, 8), "a.lora_B.weight": torch.ones(8, 4)}
+        with pytest.raises(GgufLoraError, match=r"a: a bias of shape \(9,\) for 8 features"):
+            lora_from_state_dict(factors | {"a.diff_b": torch.ones(9)})
+        with pytest.raises(GgufLoraError, match="a: two bias differences"):
+            lora_from_state_dict(factors | {"a.diff_b": torch.ones(8), "a.lora_B.bias": torch.ones(8)})
+        with pytest.raises(GgufLoraError, match="layer 'a' has bias only"):
+            lora_from_state_dict({"a.diff_b": torch.ones(8)})
 
     def test_half_a_pair_is_refused(self) -> None:
         with pytest.raises(GgufLoraError, match="layer 'a' has alpha and down only"):

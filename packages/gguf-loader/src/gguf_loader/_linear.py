@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,22 +19,37 @@ from ._packed import PackedTensor
 from ._scratch import ScratchPool
 from ._types import GgmlType
 
+Change: TypeAlias = Callable[[Tensor], Tensor]
+"""A patch: takes a dense tensor that it may write to, returns one of the same shape."""
 
-def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: DequantConfig) -> Tensor:
-    """`x @ weight.T + bias`, without ever holding the dense weight.
+
+def packed_linear(
+    x: Tensor,
+    weight: PackedTensor,
+    bias: Tensor | None,
+    config: DequantConfig,
+    *,
+    weight_changes: Sequence[Change] = (),
+    bias_changes: Sequence[Change] = (),
+) -> Tensor:
+    """`x @ weight.T + bias`, by tiles: the dense weight never exists as a whole unless a patch needs it.
 
     Args:
         x: (..., in_features) activations of a floating dtype, on the device of the weight.
         weight: (out_features, in_features).
         bias: (out_features,), dense, or None.
         config: the model's choices.
+        weight_changes: patches of the weight. Each is called once, in this order, with the dense weight in the dtype of
+            the product; the result has the bits of a dense layer with that weight. The blocks stay unchanged.
+        bias_changes: patches of the bias, likewise on a copy.
 
     Returns:
         (..., out_features) in the dtype of `x`, or that of autocast. Gradients flow to `x` and `bias`; the weight has
         none.
 
     Raises:
-        GgufPackedError: the weight is not a matrix with as many columns as `x` has features.
+        GgufPackedError: the weight is not a matrix with as many columns as `x` has features, a patch changes a shape,
+            or there is no bias to patch.
     """
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise GgufPackedError(
@@ -46,6 +62,15 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
     if has_autocast and torch.is_autocast_enabled(device_type):
         x = x.to(torch.get_autocast_dtype(device_type))
     kind, (rows, columns), dtype = weight.ggml_type, weight.shape, config.dequant_dtype or x.dtype
+    if bias_changes:
+        bias = _changed_bias(bias, bias_changes, dtype)
+    if weight_changes:
+        dense = dequantize(
+            weight.packed, kind, weight.shape, dtype=dtype, scratch=config.scratch, backend=config.backend
+        )
+        dense = _changed(dense, weight_changes, "weights")
+        bias = None if bias is None else bias.to(dtype)
+        return torch.nn.functional.linear(x.to(dtype), dense, bias).to(x.dtype)
     tile_weights, backend = config.tile_weights_on(x.device), config.backend
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if needs_grad or is_traced(weight.packed):
@@ -55,6 +80,28 @@ def packed_linear(x: Tensor, weight: PackedTensor, bias: Tensor | None, config: 
         return found
     tiling = tiling_of(kind, rows, columns, dtype, tile_weights, backend)
     return linear_by_tiles(x, weight.packed, bias, tiling, config.scratch)
+
+
+def _changed_bias(bias: Tensor | None, changes: Sequence[Change], dtype: torch.dtype) -> Tensor:
+    if bias is None:
+        raise GgufPackedError(
+            "the layer has no bias to change",
+            field="bias_changes",
+            remedy="pass bias changes only where there is a bias",
+        )
+    # A copy always: a change may write to what it is given, and the bias belongs to the layer.
+    return _changed(bias.to(dtype, copy=True), changes, "biases")
+
+
+def _changed(dense: Tensor, changes: Sequence[Change], what: str) -> Tensor:
+    shape, dtype = dense.shape, dense.dtype
+    for change in changes:
+        dense = change(dense).to(dtype)
+        if dense.shape != shape:
+            raise GgufPackedError(
+                f"a change made {tuple(shape)} {what} {tuple(dense.shape)}", remedy="a change must keep the shape"
+            )
+    return dense
 
 
 @dataclass(frozen=True, kw_only=True)

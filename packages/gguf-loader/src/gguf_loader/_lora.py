@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -80,16 +81,17 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
     """Adapters by layer name from a LoRA file's tensors.
 
     Args:
-        state_dict: `<layer>.lora_A.weight` and `.lora_B.weight`, or `.lora_down.weight` and `.lora_up.weight`, and
-            perhaps `<layer>.alpha`.
+        state_dict: `<layer>.lora_A.weight` and `.lora_B.weight`, or `.lora_down.weight` and `.lora_up.weight`; perhaps
+            `<layer>.alpha`; perhaps `<layer>.lora_B.bias` (PEFT, scaled as the factors are) or `<layer>.diff_b` (kohya,
+            not scaled).
         prefix: what stands before the layer's name in the model, such as `transformer.`.
 
     Returns:
         what `add_lora` takes.
 
     Raises:
-        GgufLoraError: a name lacks the prefix, half of a pair is missing or there twice, the factors are no pair, or a
-            tensor is of another method than LoRA.
+        GgufLoraError: a name lacks the prefix, half of a pair is missing or there twice, the factors do not fit each
+            other, or a tensor is another kind of patch than LoRA (DoRA, LoHa, LoKr, `.diff`, `.set_weight`, norm keys).
 
     >>> import torch
     >>> tensors = {"t.proj.lora_A.weight": torch.zeros(4, 64), "t.proj.lora_B.weight": torch.zeros(32, 4)}
@@ -101,9 +103,10 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
         suffix = next((known for known in _SUFFIXES if key.endswith(known)), None)
         if suffix is None or not key.startswith(prefix):
             raise GgufLoraError(
-                f"{key!r} is no part of a LoRA pair{f' under {prefix!r}' if prefix else ''}",
+                f"{key!r} is not part of a LoRA pair{f' under {prefix!r}' if prefix else ''}",
                 field=key,
-                remedy=f"names are <prefix><layer> and one of {', '.join(_SUFFIXES)}; other methods are not low-rank",
+                remedy=f"names are <prefix><layer> and one of {', '.join(_SUFFIXES)}; merge other patches into "
+                "the original checkpoint and convert that",
             )
         layer, part = key[len(prefix) : -len(suffix)], _SUFFIXES[suffix]
         parts = found.setdefault(layer, {})
@@ -120,7 +123,7 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
             raise GgufLoraError(f"layer {layer!r} has {' and '.join(sorted(parts))} only", remedy="the file is damaged")
         alpha = float(parts["alpha"].item()) if "alpha" in parts else None
         with _naming(layer):
-            adapters[layer] = LowRank(down=parts["down"], up=parts["up"], alpha=alpha)
+            adapters[layer] = _with_bias(LowRank(down=parts["down"], up=parts["up"], alpha=alpha), parts)
     return adapters
 
 
@@ -132,9 +135,19 @@ _SUFFIXES: Mapping[str, str] = MappingProxyType(
         ".lora_B.weight": "up",
         ".lora_down.weight": "down",
         ".lora_up.weight": "up",
+        ".lora_B.bias": "scaled bias",
+        ".diff_b": "bias",
         ".alpha": "alpha",
     }
 )
+
+
+def _with_bias(adapter: LowRank, parts: Mapping[str, Tensor]) -> LowRank:
+    if "bias" in parts and "scaled bias" in parts:
+        raise GgufLoraError("two bias differences, .lora_B.bias and .diff_b", remedy="the file is damaged")
+    if "scaled bias" in parts:
+        return replace(adapter, bias=parts["scaled bias"].float() * adapter.scale)
+    return replace(adapter, bias=parts.get("bias"))
 
 
 def _add_terms(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -28,12 +28,14 @@ class LowRank:
     Attributes:
         down: (rank, in_features), often called lora_A.
         up: (out_features, rank), often called lora_B.
-        alpha: the adapter's own scale, times 1 / rank; rank when None.
+        alpha: the scale of the adapter, times 1 / rank; rank when None.
+        bias: (out_features,), what the adapter adds to the bias at strength 1, whatever alpha; None adds nothing.
     """
 
     down: Tensor
     up: Tensor
     alpha: float | None = None
+    bias: Tensor | None = None
 
     def __post_init__(self) -> None:
         are_matrices = self.down.ndim == 2 and self.up.ndim == 2
@@ -44,6 +46,11 @@ class LowRank:
             )
         if self.alpha is not None and not math.isfinite(self.alpha):
             raise GgufLoraError(f"alpha is {self.alpha}", remedy="pass a finite number, or None for the rank")
+        if self.bias is not None and self.bias.shape != self.up.shape[:1]:
+            raise GgufLoraError(
+                f"a bias of shape {tuple(self.bias.shape)} for {self.up.shape[0]} features",
+                remedy="the bias of an adapter is (out_features,)",
+            )
 
     @property
     def rank(self) -> int:
@@ -58,15 +65,16 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What belongs to one adapter in the joint factors: so many rows, and their factor."""
+    """What belongs to one adapter in the joint factors: so many rows, their factor, and perhaps a row of the biases."""
 
     rank: int
     scale: float
     strength: float
+    has_bias: bool
 
 
 class LowRankTerms(nn.Module):
-    """All adapters of one layer: `x -> sum of strength * scale * up @ down @ x`.
+    """All adapters of one layer: `x -> sum of strength * (scale * up @ down @ x + bias)`.
 
     The factors are buffers that are not saved, so that they move with the layer and do not show in its state dict.
 
@@ -80,6 +88,8 @@ class LowRankTerms(nn.Module):
     down: Tensor
     up: Tensor
     factors: Tensor
+    biases: Tensor
+    bias: Tensor | None
     handle: RemovableHandle | None = None
 
     def __init__(self, in_features: int, out_features: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -90,6 +100,8 @@ class LowRankTerms(nn.Module):
         self.register_buffer("down", torch.empty(0, in_features, dtype=dtype, device=device), persistent=False)
         self.register_buffer("up", torch.empty(out_features, 0, dtype=dtype, device=device), persistent=False)
         self.register_buffer("factors", torch.empty(0, device=device), persistent=False)
+        self.register_buffer("biases", torch.empty(0, out_features, device=device), persistent=False)
+        self.register_buffer("bias", None, persistent=False)
 
     @property
     def strengths(self) -> Mapping[str, float]:
@@ -113,13 +125,18 @@ class LowRankTerms(nn.Module):
         """Append an adapter that fits."""
         self.down = torch.cat([self.down, adapter.down.to(self.down)])
         self.up = torch.cat([self.up, adapter.up.to(self.up)], 1)
-        self._shares[name] = _Share(adapter.rank, adapter.scale, strength)
+        if adapter.bias is not None:
+            self.biases = torch.cat([self.biases, adapter.bias.to(self.biases)[None]])
+        self._shares[name] = _Share(adapter.rank, adapter.scale, strength, adapter.bias is not None)
         self._write_factors()
 
     def remove(self, name: str) -> None:
         """Take an adapter out."""
-        start = sum(self._shares[other].rank for other in takewhile(lambda other: other != name, self._shares))
-        end = start + self._shares.pop(name).rank
+        before = [self._shares[other] for other in takewhile(lambda other: other != name, self._shares)]
+        share = self._shares.pop(name)
+        start, row = sum(one.rank for one in before), sum(one.has_bias for one in before)
+        end = start + share.rank
+        self.biases = torch.cat([self.biases[:row], self.biases[row + share.has_bias :]])
         self.down = torch.cat([self.down[:start], self.down[end:]])
         self.up = torch.cat([self.up[:, :start], self.up[:, end:]], 1)
         self._write_factors()
@@ -136,6 +153,8 @@ class LowRankTerms(nn.Module):
         if self.down.device != x.device:
             # Where a weight is streamed from, the layer's own device is not the one that it computes on.
             self.to(x.device)
+        if self.bias is not None:
+            output = output + self.bias.to(output.dtype)
         down, up, factors = self.down, self.up, self.factors
         inner = nn.functional.linear(x.to(down.dtype), down)
         # Factors stay in float32: a strength of 0.3 is not one in bfloat16.
@@ -154,3 +173,5 @@ class LowRankTerms(nn.Module):
         factors = torch.tensor([share.scale * share.strength for share in shares], dtype=torch.float32)
         ranks = torch.tensor([share.rank for share in shares], dtype=torch.int64)
         self.factors = factors.repeat_interleave(ranks).to(self.down.device)
+        strengths = [share.strength for share in shares if share.has_bias]
+        self.bias = torch.tensor(strengths, device=self.biases.device) @ self.biases if any(strengths) else None
