@@ -90,7 +90,8 @@ def test_the_types_are_published() -> None:
 
 def test_the_changelog_begins_with_this_version() -> None:
     version = importlib.metadata.version("alloc-spec")
-    headings = [line for line in (PACKAGE / "CHANGELOG.md").read_text("utf-8").splitlines() if line.startswith("## ")]
+    lines = (PACKAGE / "CHANGELOG.md").read_text("utf-8").splitlines()
+    headings = [line for line in lines if line.startswith("## ") and line != "## Unreleased"]
     assert headings[0].startswith(f"## {version} ")
 
 

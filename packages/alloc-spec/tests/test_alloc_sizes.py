@@ -1,6 +1,5 @@
-"""Sizes: exact reading, shortest writing, rounding for people."""
+"""Sizes: exact reading, shortest writing."""
 
-from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -12,7 +11,6 @@ from alloc_spec._sizes import (
     MAX_BYTES,
     MAX_NUMBER_CHARACTERS,
     UNITS,
-    human_size,
     read_size,
     write_number,
     write_size,
@@ -73,35 +71,6 @@ def test_gigabytes_are_written_within_the_longest_number(size_bytes: int) -> Non
 )
 def test_sizes_are_written_in_the_unit_that_makes_them_shortest(size_bytes: int, text: str) -> None:
     assert write_size(size_bytes) == text
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [
-        (0, "0 bytes"),
-        (1023, "1023 bytes"),
-        (1024, "1 KiB"),
-        (1500, "1.46 KiB"),
-        (2**20 - 1, "1 MiB"),
-        (2**20 - 6, "1023.99 KiB"),
-        (2**20, "1 MiB"),
-        (GIB - 1, "1 GiB"),
-        (100 * 2**20, "100 MiB"),
-        (10 * GIB, "10 GiB"),
-        (6786048329, "6.32 GiB"),
-        (3 * 2**40 // 2, "1.5 TiB"),
-    ],
-)
-def test_sizes_for_people_have_two_decimals_at_most(size_bytes: int, text: str) -> None:
-    assert human_size(size_bytes) == text
-
-
-@given(st.integers(0, MAX_BYTES))
-def test_a_size_for_people_is_right_to_its_last_digit(size_bytes: int) -> None:
-    number, unit = human_size(size_bytes).split()
-    unit_bytes = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}[unit]
-    assert abs(Decimal(number) * unit_bytes - size_bytes) <= Decimal("0.00501") * unit_bytes
-    assert unit == "TiB" or Decimal(number) < 1024
 
 
 def test_the_units_cannot_be_changed() -> None:

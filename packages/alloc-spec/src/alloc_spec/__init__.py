@@ -29,6 +29,7 @@ from alloc_spec._errors import (
     UnknownDeviceError,
 )
 from alloc_spec._explain import explain
+from alloc_spec._human import human_seconds, human_size
 from alloc_spec._memory import DeviceMemory
 from alloc_spec._model import AllocationSpec, Dialect, Entry
 from alloc_spec._parse import parse, parse_wire
@@ -61,6 +62,8 @@ __all__ = [
     "UnknownDeviceError",
     "explain",
     "from_controls",
+    "human_seconds",
+    "human_size",
     "parse",
     "parse_wire",
     "resolve",

@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 from alloc_spec._amounts import check_size
 from alloc_spec._errors import AllocValueError
+from alloc_spec._human import human_size
 from alloc_spec._model import check_device
-from alloc_spec._sizes import human_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ All of them can be pickled, so that they cross process borders unchanged.
 import unicodedata
 from typing import Self
 
-from alloc_spec._sizes import human_size
+from alloc_spec._human import human_size
 
 _EXCERPT_CHARACTERS = 100
 

@@ -4,10 +4,10 @@ from fractions import Fraction
 from typing import assert_never
 
 from alloc_spec._amounts import Amount, Auto, Bytes, DeviceFraction, Donated, Free, Percent, Rest
+from alloc_spec._human import human_size
 from alloc_spec._model import AllocationSpec, Dialect
 from alloc_spec._parse import parse
 from alloc_spec._settle import implied_home
-from alloc_spec._sizes import human_size
 
 
 def explain(allocation: str | AllocationSpec) -> str:

@@ -12,9 +12,9 @@ from typing import Final
 from alloc_spec._amounts import Auto, Bytes, DeviceFraction, Donated, Free, Percent, Rest
 from alloc_spec._budget import Budget
 from alloc_spec._errors import ExceedsModelError, NoHomeError, NoRoomError
+from alloc_spec._human import human_size
 from alloc_spec._memory import DeviceMemory, require_device
 from alloc_spec._model import AllocationSpec, Dialect
-from alloc_spec._sizes import human_size
 
 AUTO_ROOM_DIVISOR: Final = 2
 

@@ -1,4 +1,4 @@
-"""Sizes in bytes: units, exact reading, shortest writing, and rounding for people.
+"""Sizes in bytes: units, exact reading and shortest writing.
 
 All units have base 1024. Whatever is not a whole byte is rounded up, so that nobody gets less than asked for.
 """
@@ -62,19 +62,6 @@ def write_size(size_bytes: int) -> str:
         if unit == "b" or size_bytes >= UNITS[unit]
     )
     return min(texts, key=len)
-
-
-def human_size(size_bytes: int) -> str:
-    """Round bytes to two decimals for people.
-
-    >>> human_size(2684354560), human_size(6785648332), human_size(512)
-    ('2.5 GiB', '6.32 GiB', '512 bytes')
-    """
-    for name, unit_bytes in (("TiB", 1024**4), ("GiB", GIB), ("MiB", 1024**2), ("KiB", 1024)):
-        # Not 1024 of the next smaller unit either, as what is just below rounds to.
-        if round(size_bytes * 1024 / unit_bytes, 2) >= 1024:
-            return f"{size_bytes / unit_bytes:.2f}".rstrip("0").rstrip(".") + f" {name}"
-    return f"{size_bytes} bytes"
 
 
 def _ceil_div(numerator: int, denominator: int) -> int:
