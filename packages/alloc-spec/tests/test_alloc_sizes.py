@@ -1,4 +1,4 @@
-"""Sizes: exact reading, shortest writing."""
+"""Sizes: exact reading and shortest writing."""
 
 from fractions import Fraction
 

@@ -15,12 +15,15 @@
 from alloc_spec._amounts import Amount, Auto, Bytes, DeviceFraction, Donated, Free, Percent, Rest
 from alloc_spec._budget import Budget
 from alloc_spec._controls import from_controls
-from alloc_spec._errors import (
+from alloc_spec._errors import AllocRuleError, AllocSpecError, AllocSyntaxError, AllocValueError
+from alloc_spec._explain import explain
+from alloc_spec._human import human_seconds, human_size
+from alloc_spec._memory import DeviceMemory
+from alloc_spec._model import AllocationSpec, Dialect, Entry
+from alloc_spec._parse import parse, parse_wire
+from alloc_spec._resolve import resolve
+from alloc_spec._resolve_errors import (
     AllocResolveError,
-    AllocRuleError,
-    AllocSpecError,
-    AllocSyntaxError,
-    AllocValueError,
     ComputeDeviceError,
     ExceedsModelError,
     NoHomeError,
@@ -28,12 +31,6 @@ from alloc_spec._errors import (
     NoSpaceError,
     UnknownDeviceError,
 )
-from alloc_spec._explain import explain
-from alloc_spec._human import human_seconds, human_size
-from alloc_spec._memory import DeviceMemory
-from alloc_spec._model import AllocationSpec, Dialect, Entry
-from alloc_spec._parse import parse, parse_wire
-from alloc_spec._resolve import resolve
 
 __all__ = [
     "AllocResolveError",

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alloc_spec._amounts import check_size
-from alloc_spec._errors import AllocValueError, UnknownDeviceError
+from alloc_spec._errors import AllocValueError
+from alloc_spec._resolve_errors import UnknownDeviceError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

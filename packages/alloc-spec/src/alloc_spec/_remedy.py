@@ -7,9 +7,9 @@ all its free memory: it is left to the planner, `auto`.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 
 from alloc_spec._amounts import Amount, Auto, Donated, Free, Rest
-from alloc_spec._errors import AllocResolveError, NoRoomError, NoSpaceError
 from alloc_spec._memory import DeviceMemory
 from alloc_spec._model import AllocationSpec, Dialect, Entry, controls_entries
+from alloc_spec._resolve_errors import AllocResolveError, NoRoomError, NoSpaceError
 from alloc_spec._sizes import GIB, read_size
 
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from alloc_spec._amounts import check_size
 from alloc_spec._budget import Budget
-from alloc_spec._errors import AllocValueError, ComputeDeviceError, NoSpaceError
+from alloc_spec._errors import AllocValueError
 from alloc_spec._memory import DeviceMemory, require_device
 from alloc_spec._model import AllocationSpec
 from alloc_spec._parse import parse_device
 from alloc_spec._remedy import find_remedy
+from alloc_spec._resolve_errors import ComputeDeviceError, NoSpaceError
 from alloc_spec._settle import settle
 
 

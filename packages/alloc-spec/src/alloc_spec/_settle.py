@@ -11,10 +11,10 @@ from typing import Final
 
 from alloc_spec._amounts import Auto, Bytes, DeviceFraction, Donated, Free, Percent, Rest
 from alloc_spec._budget import Budget
-from alloc_spec._errors import ExceedsModelError, NoHomeError, NoRoomError
 from alloc_spec._human import human_size
 from alloc_spec._memory import DeviceMemory, require_device
 from alloc_spec._model import AllocationSpec, Dialect
+from alloc_spec._resolve_errors import ExceedsModelError, NoHomeError, NoRoomError
 
 AUTO_ROOM_DIVISOR: Final = 2
 
