@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from cli_gguf import write_hollow_gguf
 from cli_testing import transformer_shapes, write_header
+from safetensors.torch import save_file
 
 from comfy_nodes.cli import main
 from comfy_nodes.cli._parser import build_parser
@@ -70,6 +72,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     write_header(folder / "model.safetensors", transformer_shapes(60, 3900), body=True)
     write_hollow_gguf(folder / "model-Q4_K.gguf", transformer_shapes(60, 3840), gguf_type)
+    generator = torch.Generator().manual_seed(0)
+    small = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in transformer_shapes(6, 256).items()}
+    save_file({name: weight.bfloat16() for name, weight in small.items()}, folder / "small.safetensors")
     commands = (REPOSITORY / "docs/commands.md").read_text(encoding="utf-8")
     (probe,) = re.findall(r"^```python\n(def probe.*?)^```$", commands, flags=re.MULTILINE | re.DOTALL)
     (folder / "my_model.py").write_text(MY_MODEL + probe, encoding="utf-8")
@@ -90,7 +95,14 @@ def test_the_page_shows_what_is_printed(
 
 
 def test_there_are_transcripts_to_check() -> None:
-    assert {shlex.split(command)[1] for command, _ in transcripts()} == {"explain", "plan", "gguf", "sp"}
+    assert {shlex.split(command)[1] for command, _ in transcripts()} == {
+        "explain",
+        "plan",
+        "gguf",
+        "pack",
+        "unpack",
+        "sp",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES)

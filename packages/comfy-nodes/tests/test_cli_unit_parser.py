@@ -17,7 +17,21 @@ from comfy_nodes.cli import _explain, _parser
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._main import main
 
-COMMANDS = ("demo", "plan", "gguf", "gguf info", "sp", "sp derive", "sp check", "devices", "explain", "link", "doctor")
+COMMANDS = (
+    "demo",
+    "plan",
+    "gguf",
+    "gguf info",
+    "pack",
+    "unpack",
+    "sp",
+    "sp derive",
+    "sp check",
+    "devices",
+    "explain",
+    "link",
+    "doctor",
+)
 
 OPTIONS = {
     "demo": {
@@ -30,6 +44,8 @@ OPTIONS = {
     },
     "gguf": {"--help"},
     "gguf info": {"--help", "--json", "--metadata"},
+    "pack": {"--help", "--out", "--on"},
+    "unpack": {"--help", "--out", "--on"},
     "sp": {"--help"},
     "sp derive": {"--help", "--out", "--allow-branches"},
     "sp check": {"--help"},

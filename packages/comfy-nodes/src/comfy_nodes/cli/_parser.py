@@ -48,6 +48,18 @@ def build_parser() -> argparse.ArgumentParser:
         _command(commands, "plan", "plan and predict a model from its file header alone", _help.PLAN, _later("_plan"))
     )
     _add_gguf(_command(commands, "gguf", "what a quantised file consists of", _help.GGUF))
+    _add_pack(
+        _command(
+            commands, "pack", "store a bf16 file in about 70 %% of its bytes", _help.PACK, _later("_pack", "run_pack")
+        ),
+        "the new file (default: FILE with the ending .w3.safetensors)",
+    )
+    _add_pack(
+        _command(
+            commands, "unpack", "the file that was packed, bit for bit", _help.UNPACK, _later("_pack", "run_unpack")
+        ),
+        "the new file (default: FILE with the ending .safetensors)",
+    )
     _add_sp(_command(commands, "sp", "derive and check plans for several ranks", _help.SP))
     _add_devices(
         _command(commands, "devices", "what this machine offers, and why not more", _help.DEVICES, _later("_devices"))
@@ -173,6 +185,17 @@ def _add_gguf(parser: argparse.ArgumentParser) -> None:
     info.add_argument("--json", action="store_true", help="print JSON instead of tables")
     info.add_argument(
         "--metadata", action="store_true", help="also every metadata value; of arrays the length and the first values"
+    )
+
+
+def _add_pack(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("file", metavar="FILE", help="*.safetensors")
+    parser.add_argument("-o", "--out", metavar="PATH", help=out)
+    parser.add_argument(
+        "--on",
+        type=read_device_name,
+        metavar="DEVICE",
+        help="device that does the work (default: the first accelerator)",
     )
 
 

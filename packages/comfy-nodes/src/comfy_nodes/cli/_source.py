@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gguf_loader import GgufHeader
 
 GGUF_SUFFIX = ".gguf"
+PACKED_METADATA = "torchspan.packed"
+"""The entry that the metadata of a packed safetensors file have; see `device_placement.packed`."""
 
 
 def read_model(file: Path, prefix: str | None) -> tuple[BlockTree, list[str]]:
@@ -68,7 +70,8 @@ def _read_safetensors(file: Path, prefix: str | None) -> tuple[BlockTree, list[s
     with exits_with(ExitCode.REFUSED, BlockDiscoveryError, OSError):
         header = read(file)
         try:
-            tree = discover_file(file, prefix=prefix)
+            packed = PACKED_METADATA in header.metadata
+            tree = _blocks_of_packed(file, prefix) if packed else discover_file(file, prefix=prefix)
         except ModelWithoutParametersError as error:
             raise CommandError(f"{file}: {error}") from error
     if not header.missing_bytes:
@@ -77,3 +80,12 @@ def _read_safetensors(file: Path, prefix: str | None) -> tuple[BlockTree, list[s
         f"{file} ends {human_bytes(header.missing_bytes)} before its header says; "
         "enough for a plan, but the model cannot be loaded from it"
     ]
+
+
+def _blocks_of_packed(file: Path, prefix: str | None) -> BlockTree:
+    """The blocks of a packed file by the names of its source, with packed bytes."""
+    # Only here: it needs torch.
+    from device_placement.packed import PackedError, PackedFile
+
+    with exits_with(ExitCode.REFUSED, PackedError), PackedFile(file) as packed:
+        return discover_names(packed.sizes, prefix=prefix)

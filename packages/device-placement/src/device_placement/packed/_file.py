@@ -106,6 +106,16 @@ class PackedFile(Mapping[str, Tensor]):
     ) -> None:
         self.close()
 
+    @property
+    def sizes(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Shape and bytes in the file of each tensor, by the names of the source, as `discover_names` takes them."""
+        found = {}
+        for name, in_file in self._names.items():
+            info = self.header.tensors[in_file]
+            stored = self.stored.get(name)
+            found[name] = (info.shape or () if stored is None else stored.layout.shape), info.size_bytes
+        return found
+
     def close(self) -> None:
         """Close the file; tensors that were read stay."""
         self._file.close()
