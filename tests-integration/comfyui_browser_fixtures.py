@@ -16,13 +16,12 @@ import pytest
 from nodes_golden import WORKFLOWS
 from PIL import Image
 
-import node_examples
 from comfyui_browser import Editor, browsing, editing, require_editor
 from comfyui_server import running_server
 from conftest import PACK, ROOT
 
 DEVICES = ("npu:0", "npu:1", "cpu")
-EXAMPLES = sorted((ROOT / node_examples.FOLDER).glob("*.json"))
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 _FOLDERS = ("checkpoints", "clip_vision", "controlnet", "diffusion_models", "loras", "text_encoders", "vae")
 _FILE_NAME = re.compile(r"[\w.-]+\.(?:safetensors|gguf|ckpt)")
 _PICTURES = ("photo.png", "edges.png")

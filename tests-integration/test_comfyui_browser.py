@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from nodes_golden import EJECTS, GOLDEN, Asked, asked, request_of, saved_workflow
 
-import node_examples
 from comfy_nodes.nodes._row import NodeRow
 from comfy_nodes.nodes._table import TABLE
 from comfyui_browser import Editor, ShownNode
@@ -213,8 +212,8 @@ def test_an_example_opens_whole(editor: Editor, file: Path) -> None:
         if found.kind in TABLE:
             assert_whole(found, TABLE[found.kind])
         if found.kind != "MarkdownNote":
-            names = node_examples.kind_of(found.kind).widgets
-            assert {name: found.values[name] for name in names} == dict(zip(names, each["widgets_values"], strict=True))
+            saved_values = each["widgets_values"]  # some nodes show more, which is not saved
+            assert list(found.values.values())[: len(saved_values)] == saved_values
     links = sorted((str(link[1]), link[2], str(link[3]), link[5]) for link in saved["links"])
     assert [link[:3] for link in editor.links()] == [link[:3] for link in links]
 

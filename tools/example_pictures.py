@@ -1,27 +1,34 @@
-"""Draw an example workflow as the small picture that ComfyUI's template browser shows for it.
+"""Draw the example workflows as the small pictures that ComfyUI's template browser shows for them.
 
-The picture is drawn from the saved graph alone: its nodes where the editor puts them, ours in colour, links as curves
-in a colour per type, and above them what its note says. Bytes of a JPEG differ between versions of Pillow, so a picture
-carries a digest of what it was drawn from, and `is_current` compares that.
+Run `uv run python tools/example_pictures.py` after you saved an example from the editor into example_workflows/; with
+`--check` it writes nothing and exits with 1 when a picture is missing or stale. A picture is drawn from the saved graph
+alone: its nodes where the editor puts them, ours in colour, links as curves in a colour per type, and above them what
+its note says. Bytes of a JPEG differ between versions of Pillow, so pictures are compared by their pixels.
 """
 
 from __future__ import annotations
 
-import hashlib
+import argparse
 import io
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat, UnidentifiedImageError
 
 from comfy_nodes.nodes._table import TABLE
 
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path("example_workflows")
 SIZE: Final = (400, 300)
 LARGEST: Final = 12 * 1024
 """Most bytes of a picture: 28 of them stay below a third of a megabyte in the wheel."""
+
+SAME: Final = 6.0
+"""Mean difference of pixels, of 255, up to which two JPEGs show the same."""
 
 _QUALITIES: Final = (80, 70, 60, 50, 40)
 """Of the JPEG; the first that gives a file small enough is taken."""
@@ -69,26 +76,53 @@ def picture(saved: Mapping[str, Any]) -> bytes:
     small = image.resize(SIZE, Image.Resampling.LANCZOS)
     for quality in _QUALITIES:
         file = io.BytesIO()
-        small.save(file, "JPEG", quality=quality, optimize=True, comment=digest(saved).encode())
+        small.save(file, "JPEG", quality=quality, optimize=True)
         if file.tell() <= LARGEST:
             return file.getvalue()
     raise ValueError(f"the picture has {file.tell()} bytes, more than {LARGEST}; give the workflow fewer nodes")
 
 
-def digest(saved: Mapping[str, Any]) -> str:
-    """What a picture depends on: the workflow and this file."""
-    text = Path(__file__).read_text(encoding="utf-8") + json.dumps(saved, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean over all pixels and channels, of 255."""
+    return sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / 3
 
 
 def is_current(path: Path, saved: Mapping[str, Any]) -> bool:
-    """Whether a file is the picture of a workflow: a JPEG of the size and with the digest, and not too large."""
-    try:
-        with Image.open(path) as image:
-            found = image.format, image.size, image.info.get("comment")
-    except (FileNotFoundError, UnidentifiedImageError):
+    """Whether a file is the picture of a workflow: a JPEG of the size that shows its graph, and not too large."""
+    if not path.is_file() or path.stat().st_size > LARGEST:
         return False
-    return found == ("JPEG", SIZE, digest(saved).encode()) and path.stat().st_size <= LARGEST
+    try:
+        with Image.open(path) as image, Image.open(io.BytesIO(picture(saved))) as fresh:
+            alike = (image.format, image.size) == ("JPEG", SIZE)
+            alike = alike and difference(image.convert("RGB"), fresh.convert("RGB")) < SAME
+    except UnidentifiedImageError:
+        return False
+    return alike
+
+
+def stale(root: Path) -> list[Path]:
+    """Pictures that are missing, do not show their workflow, or have none, relative to a repository."""
+    files = sorted((root / FOLDER).glob("*.json"))
+    wanted = {file.with_suffix(".jpg"): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    found = [path for path in sorted((root / FOLDER).glob("*.jpg")) if path not in wanted]
+    found += [path for path, saved in wanted.items() if not is_current(path, saved)]
+    return [path.relative_to(root) for path in found]
+
+
+def write(root: Path) -> int:
+    """Draw what is stale and remove what has no workflow; return the number of files touched.
+
+    Raises:
+        ValueError: a picture is too large.
+    """
+    outdated = stale(root)
+    for path in outdated:
+        workflow = (root / path).with_suffix(".json")
+        if workflow.is_file():
+            (root / path).write_bytes(picture(json.loads(workflow.read_text(encoding="utf-8"))))
+        else:
+            (root / path).unlink()
+    return len(outdated)
 
 
 def words(name: str) -> list[str]:
@@ -138,7 +172,7 @@ def _write_note(pen: ImageDraw.ImageDraw, note: str) -> float:
 
 
 def _boxes(nodes: Mapping[int, Mapping[str, Any]], top: float) -> dict[int, Box]:
-    """Where each node is drawn: the graph fills what the note leaves, each axis with a scale of its own."""
+    """Where each node is drawn: the graph fills what the note leaves, each axis with a separate scale."""
     lefts, tops = ([each["pos"][axis] for each in nodes.values()] for axis in (0, 1))
     ends = [[each["pos"][axis] + each["size"][axis] for each in nodes.values()] for axis in (0, 1)]
     room = SIZE[0] * _FINE - 2 * _MARGIN * _FINE, SIZE[1] * _FINE - _MARGIN * _FINE - top
@@ -187,3 +221,22 @@ def _draw_node(pen: ImageDraw.ImageDraw, box: Box, name: str) -> None:
     first = top + 8 * _FINE + (room[1] - len(lines) * step) / 2
     for row, line in enumerate(lines):
         pen.text(((left + right) / 2, first + row * step), line, fill=_INK, font=font, anchor="ma")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw, or with `--check` list what is out of date and return 1."""
+    parser = argparse.ArgumentParser(description="Draw the pictures of the example workflows.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when one is out of date")
+    parser.add_argument("--root", type=Path, default=ROOT, help="repository (default: this one)")
+    options = parser.parse_args(arguments)
+    if not options.check:
+        print(f"{write(options.root)} pictures written or removed")
+        return 0
+    outdated = stale(options.root)
+    for path in outdated:
+        print(f"{path} does not show its workflow: run `uv run python tools/example_pictures.py`")
+    return 1 if outdated else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,30 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops
 
 import example_pictures
-import node_examples
-from example_graphs import EXAMPLES
-from example_parts import Example, node
+from example_pictures import difference
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / node_examples.FOLDER).glob("*.json"))
-NAMES = [example.name for example in EXAMPLES]
+FOLDER = ROOT / example_pictures.FOLDER
+FILES = sorted(FOLDER.glob("*.json"))
+NAMES = [file.stem for file in FILES]
+SIMPLE = "flux dev - 8 GB moved to the cpu"
 
 
 def saved_of(name: str) -> dict[str, Any]:
-    return node_examples.pages()[node_examples.FOLDER / f"{name}.json"]
+    saved: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return saved
 
 
 def opened(picture: bytes | Path) -> Image.Image:
     with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
         return image.convert("RGB")
-
-
-def difference(one: Image.Image, other: Image.Image) -> float:
-    """Mean over all pixels and channels, of 255."""
-    return sum(ImageStat.Stat(ImageChops.difference(one, other)).mean) / 3
 
 
 def pixels_near(image: Image.Image, colour: str) -> int:
@@ -55,7 +51,7 @@ def test_no_two_pictures_are_the_same() -> None:
 
 
 def test_drawing_twice_gives_the_same_bytes() -> None:
-    saved = saved_of(NAMES[0])
+    saved = saved_of(SIMPLE)
     assert example_pictures.picture(saved) == example_pictures.picture(copy.deepcopy(saved))
 
 
@@ -67,19 +63,8 @@ def test_a_picture_with_less_in_it_is_sharper() -> None:
     assert sum(quantisation("which devices are seen")) < sum(quantisation("wan 2.2 - two models over two cards"))
 
 
-def test_our_nodes_and_links_are_in_their_colours() -> None:
-    ours = Example(name="x", note="Ours.", nodes=(node("doctor", "TorchspanDoctor"),))
-    theirs = Example(
-        name="x", note="Theirs.", nodes=(node("latent", "EmptyLatentImage", width=8, height=8, batch_size=1),)
-    )
-    tint = example_pictures._OURS[1]
-    coloured, plain = (opened(example_pictures.picture(node_examples.workflow(example))) for example in (ours, theirs))
-    assert pixels_near(coloured, tint) > 2000
-    assert pixels_near(plain, tint) == 0
-
-
 def test_a_link_is_drawn() -> None:
-    saved = saved_of("flux dev - 8 GB moved to the cpu")
+    saved = saved_of(SIMPLE)
     without = {**saved, "links": [link for link in saved["links"] if link[5] != "MODEL"]}
     one, other = (opened(example_pictures.picture(each)) for each in (saved, without))
     assert difference(one, other) > 0.2
@@ -98,7 +83,7 @@ def test_boxes_stay_in_the_picture_and_apart() -> None:
 
 
 def test_a_long_note_ends_with_dots_and_leaves_room() -> None:
-    saved = saved_of(NAMES[0])
+    saved = saved_of(SIMPLE)
     note = next(each for each in saved["nodes"] if each["type"] == "MarkdownNote")
     images = []
     for more in ("", "and so on ", "and so on " * 50):
@@ -115,45 +100,14 @@ def test_a_type_is_broken_where_its_words_are() -> None:
             assert "".join(example_pictures.words(each["type"])) == each["type"]
 
 
-def test_only_the_picture_of_this_very_graph_is_current(tmp_path: Path) -> None:
-    saved = saved_of(NAMES[0])
-    file = tmp_path / "x.jpg"
-    assert not example_pictures.is_current(file, saved)
-    file.write_bytes(example_pictures.picture(saved))
-    assert example_pictures.is_current(file, saved)
-    assert not example_pictures.is_current(file, {**saved, "version": 0.5})
-    with Image.open(file) as image:
-        comment = image.info["comment"]
-        image.resize((200, 150)).save(tmp_path / "small.jpg", comment=comment)
-        image.save(tmp_path / "bare.jpg", comment=b"")
-    assert not example_pictures.is_current(tmp_path / "small.jpg", saved)
-    assert not example_pictures.is_current(tmp_path / "bare.jpg", saved)
-    file.write_bytes(b"no picture")
-    assert not example_pictures.is_current(file, saved)
-
-
 def test_a_picture_that_grew_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = saved_of(NAMES[0])
+    saved = saved_of(SIMPLE)
     file = tmp_path / "x.jpg"
     file.write_bytes(example_pictures.picture(saved))
     monkeypatch.setattr(example_pictures, "LARGEST", 4000)
     assert not example_pictures.is_current(file, saved)
     with pytest.raises(ValueError, match=r"the picture has \d+ bytes, more than 4000"):
         example_pictures.picture(saved)
-
-
-def test_a_picture_that_is_missing_or_of_no_example_is_found_and_put_right(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / node_examples.FOLDER
-    assert node_examples.write(tmp_path) == 2 * len(EXAMPLES)
-    assert node_examples.stale(tmp_path) == []
-    (folder / f"{NAMES[0]}.jpg").unlink()
-    (folder / "gone.jpg").write_bytes(b"of no example")
-    assert node_examples.main(["--check", "--root", str(tmp_path)]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    assert node_examples.write(tmp_path) == 2
-    assert {path.name for path in folder.iterdir()} == {f"{name}.{end}" for name in NAMES for end in ("json", "jpg")}
 
 
 def test_nodes_stand_apart_in_the_editor() -> None:
@@ -165,3 +119,43 @@ def test_nodes_stand_apart_in_the_editor() -> None:
             for other in boxes[:index]:
                 apart = right < other[0] or other[2] < left or bottom < other[1] - 30 or other[3] < top - 30
                 assert apart, f"{name}: {nodes[index]['type']}"
+
+
+def test_our_nodes_are_in_their_colour() -> None:
+    def drawn(kind: str) -> Image.Image:
+        note = {"id": 1, "type": "MarkdownNote", "widgets_values": ["One node."]}
+        node = {"id": 2, "type": kind, "pos": [0, 0], "size": [420, 90], "inputs": []}
+        return opened(example_pictures.picture({"nodes": [note, node], "links": []}))
+
+    tint = example_pictures._OURS[1]
+    assert pixels_near(drawn("TorchspanDoctor"), tint) > 2000
+    assert pixels_near(drawn("EmptyLatentImage"), tint) == 0
+
+
+def test_only_a_picture_that_shows_the_graph_is_current(tmp_path: Path) -> None:
+    saved, other = saved_of(SIMPLE), saved_of("which devices are seen")
+    file = tmp_path / "x.jpg"
+    assert not example_pictures.is_current(file, saved)
+    file.write_bytes(example_pictures.picture(saved))
+    assert example_pictures.is_current(file, saved)
+    assert not example_pictures.is_current(file, other)
+    with Image.open(file) as image:
+        image.resize((200, 150)).save(file)
+    assert not example_pictures.is_current(file, saved)
+    file.write_bytes(b"no picture")
+    assert not example_pictures.is_current(file, saved)
+
+
+def test_a_picture_that_is_missing_or_has_no_workflow_is_found_and_put_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / example_pictures.FOLDER
+    folder.mkdir()
+    (folder / "x.json").write_text(json.dumps(saved_of(SIMPLE)), encoding="utf-8")
+    (folder / "gone.jpg").write_bytes(b"of no workflow")
+    command = ["--root", str(tmp_path)]
+    assert example_pictures.main([*command, "--check"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert example_pictures.main(command) == 0
+    assert example_pictures.main([*command, "--check"]) == 0
+    assert {path.name for path in folder.iterdir()} == {"x.json", "x.jpg"}

@@ -1,4 +1,4 @@
-"""Documents and examples: written from the table, current, and valid."""
+"""Documents are written from the table and current; example workflows are whole and give our nodes what they take."""
 
 import json
 import shutil
@@ -8,27 +8,20 @@ from typing import Any
 import pytest
 from nodes_testing import DEVICES, sent_by_editor
 
-import example_graphs
 import node_docs
-import node_examples
 from alloc_spec import parse
 from comfy_nodes.nodes import WEB_DIRECTORY
 from comfy_nodes.nodes._asked import check_expert, request_for
 from comfy_nodes.nodes._siblings import SIBLINGS
 from comfy_nodes.nodes._table import TABLE
-from example_parts import Example, node
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / node_examples.FOLDER).glob("*.json"))
+FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 EXAMPLES = pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 
 
 def test_pages_and_texts_are_what_the_table_says() -> None:
     assert list(node_docs.stale(ROOT)) == []
-
-
-def test_examples_are_what_the_graphs_say(capsys: pytest.CaptureFixture[str]) -> None:
-    assert node_examples.main(["--check"]) == 0, capsys.readouterr().out
 
 
 def test_every_node_has_a_page_where_the_host_looks() -> None:
@@ -57,14 +50,6 @@ def test_what_is_out_of_date_is_found_and_put_right(tmp_path: Path, capsys: pyte
     assert node_docs.main(["--root", str(tmp_path)]) == 0
     assert node_docs.main(["--check", "--root", str(tmp_path)]) == 0
     assert not (docs / "GoneMultiGPU.md").exists()
-
-
-def test_examples_that_are_out_of_date_are_found(tmp_path: Path) -> None:
-    assert node_examples.main(["--check", "--root", str(tmp_path)]) == 1
-    assert node_examples.main(["--root", str(tmp_path)]) == 0
-    assert node_examples.main(["--check", "--root", str(tmp_path)]) == 0
-    (tmp_path / node_examples.FOLDER / "gone.json").write_text("{}")
-    assert node_examples.main(["--check", "--root", str(tmp_path)]) == 1
 
 
 def test_there_are_examples_of_every_major_use() -> None:
@@ -112,19 +97,6 @@ def test_an_example_gives_our_nodes_what_they_take(file: Path) -> None:
             request_for(row, {name: each["inputs"][name] for name in each["inputs"]}, DEVICES)
 
 
-def test_a_wrong_graph_is_refused() -> None:
-    model = node("model", "UNETLoaderMultiGPU", unet_name="a", weight_dtype="default")
-    wrong_type = node("text", "CLIPTextEncode", clip=("model", 0), text="")
-    with pytest.raises(ValueError, match="clip of text is a CLIP, not a MODEL"):
-        node_examples.workflow(Example(name="x", note="", nodes=(model, wrong_type)))
-    with pytest.raises(ValueError, match="has no input nothing"):
-        node_examples.workflow(Example(name="x", note="", nodes=(node("model", "UNETLoaderMultiGPU", nothing=1),)))
-    with pytest.raises(ValueError, match="needs a value for text"):
-        node_examples.workflow(Example(name="x", note="", nodes=(node("text", "CLIPTextEncode"),)))
-    with pytest.raises(KeyError):
-        node_examples.workflow(Example(name="x", note="", nodes=(node("other", "NoSuchNode"),)))
-
-
 def test_allocations_in_the_documents_can_be_read() -> None:
     for text in ("cuda:0,6gb;cpu,*", "cuda:0,10gb;cuda:1,8gb;cpu,*"):
         assert parse(text).devices
@@ -133,6 +105,7 @@ def test_allocations_in_the_documents_can_be_read() -> None:
         assert f"`{text}`" in page
 
 
-def test_examples_have_a_note_and_a_name_each() -> None:
-    assert len({example.name for example in example_graphs.EXAMPLES}) == len(example_graphs.EXAMPLES)
-    assert all(example.note.endswith(".") for example in example_graphs.EXAMPLES)
+@EXAMPLES
+def test_an_example_has_a_note(file: Path) -> None:
+    (note,) = [each for each in json.loads(file.read_text())["nodes"] if each["type"] == "MarkdownNote"]
+    assert note["widgets_values"][0].endswith(".")

@@ -1,4 +1,4 @@
-"""The score counts what it says, on trees made by hand; folded names unfold to the same names."""
+"""The score counts what it says, on trees made by hand."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import json
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 import score_discovery
 from block_discovery import BlockTree, TensorInfo, Unit
-from discovery_layouts import fold
 from discovery_oracles import FAMILIES, Oracle, load
 from score_discovery import Score, compare, holds, main, render, score
 
@@ -150,31 +147,3 @@ def test_the_facts_can_be_read_without_the_libraries(family: str) -> None:
     oracles = load(family)
     assert len(oracles) >= 44
     assert all(oracle.label_count > 0 and oracle.parameter_count > 0 for oracle in oracles)
-
-
-def unfold(folded: str) -> set[str]:
-    """All names that a folded name stands for."""
-    before, brace, after = folded.partition("{")
-    if not brace:
-        return {folded}
-    ranges, _, after = after.partition("}")
-    numbers = set()
-    for text in ranges.split(","):
-        first, _, last = text.partition("-")
-        numbers |= set(range(int(first), int(last or first) + 1))
-    return {f"{before}{number}{rest}" for number in numbers for rest in unfold(after)}
-
-
-COMPONENTS = st.one_of(st.sampled_from(["a", "b", "w1", "to_out"]), st.integers(0, 12).map(str))
-
-
-@given(names=st.sets(st.lists(COMPONENTS, min_size=1, max_size=5).map(".".join), max_size=40))
-def test_folded_names_unfold_to_the_same_names(names: set[str]) -> None:
-    unfolded = [unfold(folded) for folded in fold(names)]
-    assert set().union(*unfolded) == names
-    assert sum(map(len, unfolded)) == len(names)
-
-
-def test_numbers_fold_into_ranges() -> None:
-    names = [f"blocks.{i}.mlp.{j}.weight" for i in (0, 1, 2, 5) for j in (0, 2)]
-    assert fold([*names, "head.weight"]) == ["blocks.{0-2,5}.mlp.{0,2}.weight", "head.weight"]

@@ -124,7 +124,7 @@ class Layout:
 
 
 def layouts() -> list[Layout]:
-    """The known layouts; tools/discovery_layouts.py wrote them."""
+    """The known layouts, made once from the facts in tests-integration/data; numbered names are folded into ranges."""
     return [
         Layout(
             family=data["family"],
