@@ -136,8 +136,12 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Host:
     folder = find_comfyui()
     if folder is None:
         _give_up("no ComfyUI checkout: set COMFYUI_PATH, or run tools/get_comfyui.py")
+    return start_host(folder, tmp_path_factory.mktemp("comfyui-models"))
+
+
+def start_host(folder: Path, models: Path) -> Host:
+    """Start the ComfyUI of a checkout in this process, with tiny models in the folder `models`."""
     _start(str(folder))
-    models = tmp_path_factory.mktemp("comfyui-models")
     release = tuple(int(part) for part in read_version(folder).split(".")[:2])
     name = "flux" if release >= (0, 33) else "wan"
     tiny = importlib.import_module("comfyui_checkpoints")
