@@ -35,8 +35,8 @@ def test_a_wrong_value_ends_the_run_and_names_the_seed(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("last", "grown"),
     [
-        (sample(), {}),
-        (sample(memory=(1 << 30) + (40 << 20)), {}),
+        (sample(), set()),
+        (sample(memory=(1 << 30) + (40 << 20)), set()),
         (sample(memory=(1 << 30) + (60 << 20)), {"memory"}),
         (sample(handles=6), {"handles"}),
         (sample(threads=2, children=1), {"threads", "children"}),
