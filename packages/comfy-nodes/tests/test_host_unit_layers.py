@@ -49,6 +49,13 @@ def models(draw: st.DrawFn) -> Sizes:
     return sizes
 
 
+@pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", "comfy_quant"])
+def test_a_layer_moves_with_its_scales(scale: str) -> None:
+    layers = {f"blocks.{index}.q": {**LINEAR, scale: ((64,), 256)} for index in range(3)}
+    tree = layer_tree(named(layers), prefix="")
+    assert movable(tree) == set(layers)
+
+
 @given(models())
 def test_every_byte_is_in_one_layer(sizes: Sizes) -> None:
     tree = layer_tree(sizes, prefix="")

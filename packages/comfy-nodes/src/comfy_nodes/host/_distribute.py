@@ -13,6 +13,7 @@ from torch import nn
 
 from alloc_spec import AllocationSpec, Dialect
 from comfy_nodes.host import _compat
+from comfy_nodes.host._compiler import sample_without_compiler
 from comfy_nodes.host._headers import has_header, loaded_sizes, read_sizes
 from comfy_nodes.host._layers import Sizes, layer_tree
 from comfy_nodes.host._machine import known_device, reserve_bytes
@@ -95,6 +96,7 @@ def distribute(
     homes = {f"{prefix}{name}": torch.device(device) for name, device in homes_of(planned.plan).items()}
     placed = PlacedPatcher.adopt(patcher)
     settle(model, homes, patcher.load_device)
+    sample_without_compiler(placed)
     return placed, planned.report
 
 

@@ -15,7 +15,10 @@ from block_discovery import BlockTree, TensorInfo, Unit, discover_names
 Sizes = Mapping[str, tuple[Sequence[int], int]]
 """Shape and bytes of each tensor, by its name in the state dict."""
 
-_SCALES = ("weight_scale", "weight_scale_2", "input_scale", "scale_weight", "scale_input", "comfy_quant")
+_SCALES = (
+    *("weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale"),
+    *("scale_weight", "scale_input", "comfy_quant"),
+)
 _MOVING = frozenset({"weight", "bias", *_SCALES})
 """What a layer may have besides its weight and still move: it is brought over as one."""
 
