@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -61,6 +62,30 @@ def test_the_type_of_dequantisation(sized: Host, host: Host, dequant_dtype: str)
         assert (sampled - exact).abs().max() < 0.05
     else:
         assert torch.equal(sampled, exact)
+
+
+FLAGS = ("fp32_unet", "bf16_unet", "fp16_unet", "fp64_unet", "fp8_e4m3fn_unet", "fp8_e5m2_unet", "fp8_e8m0fnu_unet")
+
+
+@pytest.mark.parametrize("spec", [None, SPECS[1]])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_start_flag_for_dense_weights_leaves_packed_ones_alone(
+    sized: Host, host: Host, flag: str, spec: str | None, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from comfy_nodes.host import _gguf_dtypes
+
+    _gguf_dtypes._report.cache_clear()
+    is_computed = flag in FLAGS[:3]
+    if not is_computed:
+        expected = host.sample(host.stock(host.diffusion(DENSE)))
+    monkeypatch.setattr(host.module("comfy.cli_args").args, flag, True)
+    if is_computed:
+        expected = host.sample(host.stock(host.diffusion(DENSE)))
+    host.free_all()
+    for _ in range(2):
+        model = adapter.load_gguf_diffusion_model(host.diffusion(PACKED), request(spec)).value
+        assert torch.equal(host.sample(model), expected)
+    assert sum("stay packed and ignore it" in line for line in caplog.messages) == (not is_computed)
 
 
 @pytest.mark.parametrize("patch_dtype", ["target", "float32", "bfloat16"])
@@ -148,6 +173,23 @@ def test_a_packed_text_encoder_is_nearer_to_its_exact_weights_than_their_float16
     ours = clip.encode_from_tokens(tokens)
     assert (ours - exact).abs().max() < (rounded - exact).abs().max()
     assert sum(host.used()) < 0.6 * 2 * sum(parameter.numel() for parameter in clip.cond_stage_model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["fp8_e4m3fn_text_enc", "fp8_e5m2_text_enc", "fp16_text_enc"])
+def test_a_start_flag_for_dense_encoders_leaves_packed_ones_alone(
+    host: Host, flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, _ = _text_encoder_twins(host)
+
+    def encoded() -> torch.Tensor:
+        clip = adapter.load_gguf_text_encoders([packed], request(None)).value
+        return torch.as_tensor(clip.encode_from_tokens(clip.tokenize("a cat")))
+
+    expected = encoded()
+    host.free_all()
+    monkeypatch.setattr(host.module("comfy.cli_args").args, flag, True)
+    assert torch.equal(encoded(), expected)
 
 
 def _text_encoder_twins(host: Host) -> tuple[Path, Path]:

@@ -17,6 +17,11 @@ import comfy.ops
 import comfy.utils
 import torch
 
+try:
+    from comfy.weight_adapter.bypass import BypassForwardHook as _BypassForwardHook
+except ImportError:
+    _BypassForwardHook = None
+
 
 def accepts(function: Callable[..., Any], argument: str) -> bool:
     """Whether a function of the host takes an argument of that name."""
@@ -82,6 +87,12 @@ def aim(patcher: Any, options: Mapping[str, Any]) -> Any:
         if name in options:
             setattr(patcher, name, options[name])
     return patcher
+
+
+def is_bypassed(layer: Any) -> bool:
+    """Whether a layer runs in bypass mode: with a LoRA beside it that the host keeps on its default device."""
+    owner = getattr(vars(layer).get("forward"), "__self__", None)
+    return _BypassForwardHook is not None and isinstance(owner, _BypassForwardHook)
 
 
 def stream_count() -> int:

@@ -13,6 +13,7 @@ import torch
 from comfy_nodes.host import _compat
 from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
 from comfy_nodes.host._errors import ModelFileError
+from comfy_nodes.host._gguf_dtypes import packed_encoder_dtype, packed_model_dtype
 from comfy_nodes.host._gguf_ops import operations
 from comfy_nodes.host._headers import GGUF_SUFFIX, diffusion_prefix, read_sizes
 from comfy_nodes.host._loaders import DIFFUSION_MODEL
@@ -94,7 +95,12 @@ def load_gguf_text_encoders(
         state_dicts=weights,
         embedding_directory=embedding_directory,
         clip_type=kind,
-        model_options={**device_options(request), "custom_operations": operations(), "initial_device": CPU},
+        model_options={
+            **device_options(request),
+            **packed_encoder_dtype(),
+            "custom_operations": operations(),
+            "initial_device": CPU,
+        },
         **_compat.classic(load),
     )
     subject = " + ".join(Path(path).name for path in paths)
@@ -115,11 +121,13 @@ def reload_gguf(
     except GgufError as error:
         raise ModelFileError(path, str(error), "fetch or convert it again") from error
     load = comfy.sd.load_diffusion_model_state_dict
+    metadata = get_gguf_metadata(checkpoint.header)
+    dtype = packed_model_dtype(checkpoint.state_dict, metadata, options.get("load_device"))
     patcher = load(
         checkpoint.state_dict,
-        model_options={**options, "custom_operations": operations(_TYPES[dequant_dtype])},
+        model_options={**options, **dtype, "custom_operations": operations(_TYPES[dequant_dtype])},
         **_compat.classic(load),
-        **_compat.with_metadata(load, get_gguf_metadata(checkpoint.header)),
+        **_compat.with_metadata(load, metadata),
     )
     if patcher is None:
         name = checkpoint.header.architecture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import comfy.utils
@@ -12,7 +14,9 @@ from torch import nn
 
 from comfy_nodes.host import _compat, _weights
 from comfy_nodes.host._bank import HOME
+from comfy_nodes.host._dense import DenseOnDemand
 from comfy_nodes.host._errors import HostError
+from comfy_nodes.host._machine import default_device
 from comfy_nodes.host._placement import Placement, layer_bytes, move_own, placement_of, rebased, settle
 
 EVERYTHING = 1e32
@@ -113,6 +117,7 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
             force_patch_weights=force_patch_weights,
             full_load=False,
         )
+        self._attach_unwritten()
         if not self.model.model_lowvram and device_to is not None:
             # The host's full load moves the model as a whole; its list has layers only, not what lies between them.
             for module in self._own_modules():
@@ -132,6 +137,12 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         self._pin_lent_by_the_host()
         return more_bytes
 
+    def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
+        """Move some of the share to the host's memory, where it is patched at each use."""
+        freed_bytes = super().partially_unload(*args, **kwargs)
+        self._attach_unwritten()
+        return freed_bytes
+
     def patch_weight_to_device(
         self,
         key: str,
@@ -140,12 +151,18 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         return_weight: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Write patches into a weight; a packed weight stays packed and is patched at each use instead."""
-        if not return_weight and key in self.patches:
-            name, _, parameter = key.rpartition(".")
-            layer = self.model.get_submodule(name)
-            if _weights.is_packed(getattr(layer, parameter, None)):
-                return self._attach(name, layer)
+        """Write patches into a weight, or return it patched.
+
+        A packed weight stays packed and is patched at each use instead; what is returned is dense.
+        """
+        weight = comfy.utils.get_attr(self.model, key)
+        if _weights.is_packed(weight):
+            if return_weight:
+                return self._patched_dense(key, weight, device_to)
+            if key in self.patches:
+                name, _, parameter = key.rpartition(".")
+                self._attach(name, self.model.get_submodule(name), [parameter])
+            return weight
         if return_weight:
             # Hosts before 0.12 neither ask for the weight nor take the argument.
             kwargs["return_weight"] = True
@@ -163,6 +180,61 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
                 self.model.device = device_to
         return result
 
+    def pre_run(self) -> Any:
+        """Get ready for a sampling.
+
+        Raises:
+            HostError: layers run in the host's bypass mode, away from the device that it puts their LoRA on.
+        """
+        default = default_device()
+        if self.load_device != torch.device(default) and any(map(_compat.is_bypassed, self.model.modules())):
+            raise HostError(
+                f"{type(self.model).__name__}: bypass mode works on {default} alone, and this model computes on "
+                f"{self.load_device}; choose {default} as its compute device, or apply the LoRA without bypass"
+            )
+        return super().pre_run()
+
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> Any:
+        """Weight and patches by key, for merges: packed weights are dense there.
+
+        Raises:
+            HostError: weights are quantised in a way of the host that it does not read.
+        """
+        try:
+            patches = super().get_key_patches(*args, **kwargs)
+        except AttributeError as error:
+            if not any(map(_weights.is_quantised, self.model.parameters())):
+                raise
+            raise HostError(
+                f"{type(self.model).__name__}: its weights are quantised and this ComfyUI cannot read their numbers: "
+                "they cannot be merged into another model, extracted as a LoRA or changed by hooks; use the model's "
+                "file that is not quantised"
+            ) from error
+        for key, ((weight, convert), *others) in patches.items():
+            if _weights.is_packed(weight):
+                patches[key] = [(DenseOnDemand(weight, partial(_weights.dense, weight)), convert), *others]
+        return patches
+
+    def model_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Weights by key, as they are on the device: packed ones dense, with the patches that are loaded."""
+        weights = super().model_state_dict(*args, **kwargs)
+        for key, weight in weights.items():
+            if _weights.is_packed(weight):
+                weights[key] = DenseOnDemand(weight, partial(self._loaded_dense, key, weight))
+        return weights
+
+    def _loaded_dense(self, key: str, weight: torch.Tensor) -> torch.Tensor:
+        is_patched = _is_resident(self.model.get_submodule(key.rpartition(".")[0]))
+        return self._patched_dense(key, weight, self.load_device) if is_patched else _weights.dense(weight)
+
+    def _patched_dense(self, key: str, weight: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+        """The numbers that a packed weight stands for, in the type of the model, patched as a dense one is."""
+        numbers = _weights.dense(weight)
+        if key not in self.patches:
+            return numbers
+        patch = _weights.CastPatch(key, self.patches, stored_dtype=numbers.dtype, dtype=self.lazy_patch_dtype)
+        return patch(numbers if device is None else numbers.to(device))
+
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
         """The weights as a checkpoint has them, patches included.
 
@@ -172,14 +244,28 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         self._require_dense()
         return super().state_dict_for_saving(*args, **kwargs)
 
-    def model_state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+    def model_state_dict_for_saving(self, model: nn.Module | None = None, prefix: str = "") -> Any:
         """The same for a part of a checkpoint.
+
+        The host cannot make weights of whole numbers (int8, nvfp4) wait for their patches, so those are patched here.
 
         Raises:
             HostError: weights are packed.
         """
         self._require_dense()
-        return super().model_state_dict_for_saving(*args, **kwargs)
+        layers = {
+            name: layer
+            for name, layer in (self.model if model is None else model).named_modules()
+            if _weights.is_quantised(getattr(layer, "weight", None)) and not _is_resident(layer)
+        }
+        with _looking_resident(layers.values()):
+            weights = super().model_state_dict_for_saving(model, prefix)
+        for name in layers:
+            key = f"{prefix}{name}.weight"
+            if key in self.patches:
+                patched = self.patch_weight_to_device(key, device_to=self.load_device, return_weight=True)
+                weights |= {part: each.to("cpu") for part, each in patched.state_dict(f"{name}.weight").items()}
+        return weights
 
     def _require_dense(self) -> None:
         if any(map(_weights.is_packed, self.model.parameters())):
@@ -237,9 +323,22 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         is_lent = placement is not None and name in placement.layers
         return is_lent or _weights.is_packed(getattr(self.model.get_submodule(name), parameter))
 
-    def _attach(self, name: str, layer: nn.Module) -> None:
+    def _attach(self, name: str, layer: nn.Module, parameters: Sequence[str] = _weights.PARAMETERS) -> None:
         wrappers = getattr(self, "weight_wrapper_patches", {})
-        _weights.attach(self.model, name, layer, self.patches, wrappers, dtype=self.lazy_patch_dtype)
+        patches, dtype = self.patches, self.lazy_patch_dtype
+        _weights.attach(self.model, name, layer, patches, wrappers, dtype=dtype, parameters=parameters)
+
+    def _attach_unwritten(self) -> None:
+        """Patch at each use what has no patches written into it: offloaded layers and packed weights.
+
+        The host's own patches of offloaded layers round more often than those it writes, and loading again takes the
+        functions of every layer off.
+        """
+        for name, layer in self._listed_layers():
+            if not _is_resident(layer):
+                self._attach(name, layer)
+            elif _weights.is_packed(getattr(layer, "weight", None)):
+                self._attach(name, layer, ["weight"])
 
     def _pin_lent_by_the_host(self) -> None:
         """Page-lock what is lent by the host's memory, as the host does with weights it offloads."""
@@ -296,3 +395,19 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
 def _is_resident(layer: nn.Module) -> bool:
     """Whether the host has loaded a layer to the compute device, patches written into its weights."""
     return bool(getattr(layer, "comfy_patched_weights", False))
+
+
+@contextmanager
+def _looking_resident(layers: Iterable[Any]) -> Iterator[None]:
+    """Have the host take the weights of some layers as they are stored."""
+    before = [(layer, vars(layer).get("comfy_patched_weights")) for layer in layers]
+    try:
+        for layer, _ in before:
+            layer.comfy_patched_weights = True
+        yield
+    finally:
+        for layer, value in before:
+            if value is None:
+                del layer.comfy_patched_weights
+            else:
+                layer.comfy_patched_weights = value

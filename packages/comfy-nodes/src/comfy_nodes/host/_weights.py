@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.float
@@ -65,7 +65,7 @@ class CastPatch:
             stored = comfy.float.stochastic_rounding(patched, self.stored_dtype, seed=seed)
         else:
             stored = self.set_weight(patched, inplace_update=False, seed=seed, return_weight=True)
-        return _dense(stored).to(weight.dtype)
+        return dense(stored).to(weight.dtype)
 
 
 def attach(
@@ -76,15 +76,27 @@ def attach(
     wrappers: Mapping[str, list[Callable[..., Any]]],
     *,
     dtype: torch.dtype | None = None,
+    parameters: Sequence[str] = PARAMETERS,
 ) -> None:
-    """Make a layer apply the patches and wrappers that concern it when its weights are cast, and no others."""
-    for parameter in PARAMETERS:
+    """Make a layer apply the patches and wrappers of its parameters when they are cast, beside those of hooks.
+
+    Args:
+        model: that the layer belongs to.
+        name: of the layer.
+        layer: whose `weight_function` and `bias_function` are replaced.
+        patches: all patches of the model, by key.
+        wrappers: other functions of weights, by key.
+        dtype: type to compute patches in; the host's choice where None.
+        parameters: those that are patched at use. A parameter that is left out is patched in place.
+    """
+    for parameter in parameters:
         key = f"{name}.{parameter}"
         functions: list[Callable[..., Any]] = []
         if key in patches:
             weight, set_weight, _ = comfy.model_patcher.get_key_weight(model, key)
             functions.append(CastPatch(key, patches, stored_dtype=weight.dtype, dtype=dtype, set_weight=set_weight))
         functions.extend(wrappers.get(key, ()))
+        functions.extend(one for one in getattr(layer, f"{parameter}_function", ()) if _is_hook(one))
         setattr(layer, f"{parameter}_function", functions)
 
 
@@ -93,7 +105,7 @@ def detach(layer: nn.Module, *, only_hooks: bool = False) -> None:
     for parameter in PARAMETERS:
         functions = getattr(layer, f"{parameter}_function", None)
         if functions:
-            kept = [one for one in functions if not isinstance(one, CastPatch) or (only_hooks and one.original is None)]
+            kept = [one for one in functions if not isinstance(one, CastPatch) or (only_hooks and not _is_hook(one))]
             setattr(layer, f"{parameter}_function", kept)
 
 
@@ -108,9 +120,13 @@ def add_hook(model: nn.Module, key: str, patches: Patches) -> None:
         stored_dtype=weight.dtype,
         dtype=torch.float32,
         set_weight=set_weight,
-        original=lambda: _dense(getattr(layer, parameter)),
+        original=lambda: dense(getattr(layer, parameter)),
     )
     setattr(layer, f"{parameter}_function", [*getattr(layer, f"{parameter}_function", ()), patch])
+
+
+def _is_hook(function: Any) -> bool:
+    return isinstance(function, CastPatch) and function.original is not None
 
 
 def has_foreign_functions(layer: nn.Module) -> bool:
@@ -124,6 +140,11 @@ def is_packed(weight: Any) -> bool:
     return isinstance(weight, PackedTensor) or (hasattr(weight, "_qdata") and weight._layout_cls == GGUF_LAYOUT)
 
 
-def _dense(weight: torch.Tensor) -> torch.Tensor:
+def is_quantised(weight: Any) -> bool:
+    """Whether a weight is stored in a quantised layout of the host's own (fp8, int8, nvfp4 and others)."""
+    return hasattr(weight, "_qdata") and weight._layout_cls != GGUF_LAYOUT
+
+
+def dense(weight: torch.Tensor) -> torch.Tensor:
     """The numbers of a weight that its layer may store packed."""
     return weight.dequantize() if isinstance(weight, PackedTensor) or hasattr(weight, "_qdata") else weight
