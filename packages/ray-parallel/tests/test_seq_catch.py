@@ -249,18 +249,18 @@ class Patcher:
 
 def test_an_injection_installs_and_removes_with_the_hosts_clones() -> None:
     model = filled(Video())
-    inputs = video_inputs()
+    inputs, block = video_inputs(), model.get_submodule("blocks.0")
 
     def rank(comm: ThreadComm) -> None:
         entry = injection(Injection, lambda diffusion_model: parallelize(diffusion_model, VIDEO, comm))
         patcher, clone = Patcher(model), Patcher(model)
         for one in (patcher, clone):
             entry.inject(one)
-            assert model._forward_pre_hooks
+            assert block._forward_pre_hooks
             with torch.no_grad():
                 model(**inputs)
             entry.eject(one)
             entry.eject(one)
-            assert not model._forward_pre_hooks
+            assert not block._forward_pre_hooks
 
     run_threads(1, rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -182,3 +183,45 @@ def test_an_argument_that_comes_only_at_times_must_still_be_known() -> None:
     check(Lists, lists_plan(whole="gate"), inputs)
     with pytest.raises(ClosedWorldError, match="gate"):
         check(Lists, lists_plan(), inputs)
+
+
+def compiled(model: nn.Module, way: str) -> nn.Module:
+    """The model, or each of its blocks, through torch.compile in one of the ways that people use."""
+    compile_: Any = partial(torch.compile, backend="eager")
+    if way == "model":
+        whole: nn.Module = compile_(model)
+        return whole
+    blocks: Any = model.get_submodule("blocks")
+    for place, block in enumerate(blocks):
+        if way == "blocks in place":
+            block.compile(backend="eager")
+        elif way == "blocks replaced":
+            blocks[place] = compile_(block)
+        else:
+            block.self_attn = compile_(block.self_attn)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")
+@pytest.mark.parametrize(
+    "way",
+    ["blocks replaced"]
+    + [pytest.param(way, marks=pytest.mark.slow) for way in ("model", "blocks in place", "attention replaced")],
+)
+def test_compiled_modules_are_looked_through(way: str) -> None:
+    """Compiled code that has run without hooks would leave them out, and a wrapper takes arguments of any name."""
+
+    def rank(comm: ThreadComm) -> Tensor:
+        model = compiled(filled(Video()), way)
+        with torch.no_grad():
+            alone = model(**video_inputs())
+            with parallelize(model, VIDEO, comm) as handle:
+                out: Tensor = model(**video_inputs())
+                assert handle.mesh.sent_bytes
+            torch.testing.assert_close(model(**video_inputs()), alone)
+        return out
+
+    with torch.no_grad():
+        want = filled(Video())(**video_inputs())
+    for out in run_threads(2, rank, timeout_s=60):
+        torch.testing.assert_close(out, want, rtol=0, atol=1e-6 * want.abs().max().item())

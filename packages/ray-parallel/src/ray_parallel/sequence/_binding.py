@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ray_parallel.sequence._compiled import without_compiler
+
 
 class Signature:
     """The parameters of a module's forward.
@@ -16,7 +18,7 @@ class Signature:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = inspect.signature(without_compiler(module).forward).parameters.values()
         stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
         self._names = tuple(stars.get(parameter.kind, "") + parameter.name for parameter in parameters)
         self._positional = [

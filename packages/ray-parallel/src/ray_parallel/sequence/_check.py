@@ -12,7 +12,7 @@ from ray_parallel.sequence._plan import Opaque, Plan, Region, leaves
 
 
 def blocks_of(model: nn.Module, name: str) -> list[nn.Module]:
-    """The blocks of the module list `name`; a plain module is a list of one.
+    """The blocks of the module list `name`, in their wrappers of torch.compile; a plain module is a list of one.
 
     Raises:
         PlanError: the model has no such module, or the list is empty.
@@ -27,7 +27,7 @@ def blocks_of(model: nn.Module, name: str) -> list[nn.Module]:
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path`, if there is one."""
+    """The module at `path`, if there is one, in its wrapper of torch.compile."""
     try:
         return module.get_submodule(path)
     except AttributeError:

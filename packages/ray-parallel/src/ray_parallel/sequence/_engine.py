@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
+from functools import partial, update_wrapper
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ray_parallel._errors import ClosedWorldError, PlanError, UncutAttentionError
 from ray_parallel.sequence._attention import Mesh
 from ray_parallel.sequence._binding import Signature
 from ray_parallel.sequence._catch import Caught, SdpaMode
 from ray_parallel.sequence._check import blocks_of, check_fit, submodule
+from ray_parallel.sequence._compiled import uncompiled, without_compiler
 from ray_parallel.sequence._layout import Layout
 from ray_parallel.sequence._options import OPTIONS, Patch, prepare
 from ray_parallel.sequence._plan import Attn, Control, Grid, Plan, Region, Seq, Spec, leaves
@@ -25,6 +26,9 @@ from ray_parallel.sequence._values import cut, layout_of, put_together, settled
 
 class Parallel:
     """A model under a plan. Leaving the with-block, or `remove`, takes everything off again.
+
+    The plan acts while the model's own forward runs, in the thread that runs it. It ends however the forward ends: an
+    interrupt that is no `Exception` leaves nothing behind in the thread either.
 
     Attributes:
         model: the model.
@@ -42,23 +46,27 @@ class Parallel:
         kernels: Mapping[str, MaskKernel],
         whole: Collection[str],
         check_ranks: bool,
+        only_in_calls: bool = False,
         trial: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None,
     ) -> None:
-        self.model = model
+        self.model = without_compiler(model)
         self.plan = plan
         self.mesh = mesh
         self._kernels = kernels
         self._whole = frozenset(whole)
         self._check_ranks = check_ranks
+        self._only_in_calls = only_in_calls
+        self._calling = False
+        self._installed = False
         self._trial = trial
         self.trial_bytes = 0
         self._digest = plan.digest()
         self._signature = Signature(model)
-        self._handles: list[RemovableHandle] = []
+        self._undo = ExitStack()
         self._forward: Forward | None = None
-        self._mode = ExitStack()
-        check_fit(model, plan, kernels)
+        check_fit(self.model, plan, kernels)
         try:
+            self._undo.enter_context(uncompiled(model))
             self._install()
         except BaseException:
             self.remove()
@@ -72,18 +80,31 @@ class Parallel:
     ) -> None:
         self.remove()
 
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model under the plan; with `only_in_calls` the plan acts nowhere else.
+
+        Every rank calls it with the same arguments, and gets what the model returns.
+
+        Raises:
+            PlanError: the plan was removed, or such a call is running already.
+        """
+        if not self._installed or self._calling:
+            state = "is running already" if self._calling else "was removed from it"
+            raise PlanError(
+                f"the plan of this {type(self.model).__name__} {state}; call parallelize for another handle"
+            )
+        self._calling = True
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            self._calling = False
+
     def remove(self) -> None:
-        """Take every hook off the model; a second time does nothing."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._mode.close()
-        self._forward = None
+        """Take everything off the model; a second time does nothing."""
+        self._undo.close()
 
     def _install(self) -> None:
-        keep = self._handles.append
-        keep(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-        keep(self.model.register_forward_hook(self._end, always_call=True))
+        self._wrap_forward()
         for region in self.plan.regions:
             for name in region.blocks:
                 blocks = blocks_of(self.model, name)
@@ -91,26 +112,69 @@ class Parallel:
                     ends = region.scope == "block" or (place == len(blocks) - 1 and name == _last_list(region))
                     self._install_block(region, name, place, block, ends)
             if isinstance(region.exit, tuple):
-                module = self.model.get_submodule(region.exit[0])
-                keep(module.register_forward_pre_hook(self._exit_before(region, Signature(module)), with_kwargs=True))
+                module = self._hooked(self.model.get_submodule(region.exit[0]))
+                self._before(module, self._exit_before(region, Signature(module)))
+
+    def _wrap_forward(self) -> None:
+        """Not hooks: torch skips even those that are always called when a forward ends with no `Exception`."""
+        attributes = self.model.__dict__
+        earlier = {"forward": attributes["forward"]} if "forward" in attributes else {}
+        guard = update_wrapper(partial(self._run, self.model.forward), self.model.forward)
+
+        def put_back() -> None:
+            self._installed = False
+            if attributes.get("forward") is guard:  # else somebody wrapped it since, and it passes from now on
+                del attributes["forward"]
+                attributes.update(earlier)
+
+        self._undo.callback(put_back)
+        attributes["forward"] = guard
+        self._installed = True
+
+    def _hooked(self, module: nn.Module) -> nn.Module:
+        """The module that hooks are set on: without the wrapper of torch.compile, and uncompiled."""
+        self._undo.enter_context(uncompiled(module))
+        return without_compiler(module)
+
+    def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def _after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        self._undo.callback(module.register_forward_hook(hook).remove)
 
     def _install_block(self, region: Region, name: str, place: int, block: nn.Module, ends: bool) -> None:
-        keep = self._handles.append
+        block = self._hooked(block)
         where = f"{name}.{place}"
-        keep(block.register_forward_pre_hook(self._enter(region, where, Signature(block)), with_kwargs=True))
+        self._before(block, self._enter(region, where, Signature(block)))
         for control in self.plan.control:
             if control.blocks == name:
-                keep(block.register_forward_hook(self._add_control(control, place)))
-        keep(block.register_forward_hook(self._leave(region, ends)))
+                self._after(block, self._add_control(control, place))
+        self._after(block, self._leave(region, ends))
         for path, rule in region.attn.items():
             inner = submodule(block, path) if path else None
             if inner is not None:
-                keep(inner.register_forward_pre_hook(self._push(f"{where}.{path}", rule)))
-                keep(inner.register_forward_hook(self._pop))
+                inner = self._hooked(inner)
+                self._before(inner, self._push(f"{where}.{path}", rule))
+                self._after(inner, self._pop)
 
-    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._mode.close()
-        self._forward = None
+    def _run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, under the plan where that acts."""
+        if not self._installed or (self._only_in_calls and not self._calling):
+            return forward(*args, **kwargs)
+        outer = self._forward
+        try:
+            self._forward, args, kwargs = self._prepare(self.model, args, kwargs)
+            with SdpaMode(self._attend):
+                out = forward(*args, **kwargs)
+            self._require_joined(self._forward)
+            return out
+        finally:
+            self._forward = outer
+
+    def _prepare(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Forward, tuple[Any, ...], dict[str, Any]]:
+        """What is true while the model runs once, and the arguments that it is called with."""
         if getattr(model, "is_cache_enabled", False):  # diffusers' caches compare what a block takes from step to step
             raise PlanError("a cache skips blocks by the tokens of one rank; call disable_cache() on the model first")
         bound = self._signature.bind(args, kwargs)
@@ -143,14 +207,11 @@ class Parallel:
                 listed = list(given[name])
                 forward.inputs.append((listed, tuple(listed), spec))
                 bound.replace(name, listed)
-        self._forward = forward
-        self._mode.enter_context(SdpaMode(self._attend))
-        return bound.call()
+        return (forward, *bound.call())
 
-    def _end(self, model: nn.Module, args: Any, out: Any) -> None:
-        self._mode.close()
-        forward, self._forward = self._forward, None
-        if forward is not None and forward.region is not None and out is not None:
+    @staticmethod
+    def _require_joined(forward: Forward) -> None:
+        if forward.region is not None:
             lists = ", ".join(forward.region.blocks)
             raise PlanError(
                 f"the streams of {lists} were never joined: the exit {forward.region.exit!r} was not reached; was its "
@@ -242,7 +303,7 @@ class Parallel:
         return hook
 
     def _push(self, where: str, rule: Attn) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._forward is not None and self._forward.region is not None:
                 self._forward.frames.append(Frame(where, rule))
 

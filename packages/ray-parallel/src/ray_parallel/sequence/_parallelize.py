@@ -11,6 +11,7 @@ from ray_parallel.sequence._attention import Kind, Mesh
 from ray_parallel.sequence._canary import at_first_call
 from ray_parallel.sequence._canary import canary as run_canary
 from ray_parallel.sequence._comm import Comm
+from ray_parallel.sequence._compiled import without_compiler
 from ray_parallel.sequence._engine import Parallel
 from ray_parallel.sequence._plan import Plan
 from ray_parallel.sequence._rules import MaskKernel
@@ -27,11 +28,13 @@ def parallelize(
     whole: Collection[str] = (),
     preflight: bool = True,
     canary: Callable[[nn.Module], Any] | bool = False,
+    only_in_calls: bool = False,
 ) -> Parallel:
     """Run `model` on all ranks of `comm` together, each holding part of the tokens between its blocks.
 
     Every rank calls this with the same plan on its own copy of the model, and then calls the model with the same
-    arguments; every rank gets the whole result, the same bits on all. Nothing but hooks is put on the model.
+    arguments; every rank gets the whole result, the same bits on all. The model gets hooks and a wrapped forward, which
+    `remove` takes off; modules of it that were compiled and get hooks run uncompiled until then.
 
     Args:
         model: in eval mode, weights equal on all ranks; runs without gradients.
@@ -45,6 +48,7 @@ def parallelize(
         canary: try the plan first, on a copy in fp32 with two blocks of each list (see `ray_parallel.sequence.canary`).
             A function runs the model it is given on small inputs, now; True waits for the first call and takes its
             inputs. Worth it at the first use of a plan with a model.
+        only_in_calls: the plan acts inside `Parallel.call` only; the model called in any other way runs alone.
 
     Returns:
         a handle and context manager; `remove()` or leaving the block takes everything off.
@@ -82,10 +86,19 @@ def parallelize(
     """
     mesh = comm if isinstance(comm, Mesh) else Mesh.of(comm, kind, ulysses)
     kernels = kernels or {}
-    trial = at_first_call(model, plan, mesh, kernels=kernels, whole=whole) if canary is True else None
+    trial = at_first_call(without_compiler(model), plan, mesh, kernels=kernels, whole=whole) if canary is True else None
     if callable(canary):
-        run_canary(model, plan, mesh, canary, kernels=kernels, whole=whole)
-    return Parallel(model, plan, mesh, kernels=kernels, whole=whole, check_ranks=preflight, trial=trial)
+        run_canary(without_compiler(model), plan, mesh, canary, kernels=kernels, whole=whole)
+    return Parallel(
+        model,
+        plan,
+        mesh,
+        kernels=kernels,
+        whole=whole,
+        check_ranks=preflight,
+        only_in_calls=only_in_calls,
+        trial=trial,
+    )
 
 
 def injection(

@@ -10,6 +10,7 @@ from torch import nn
 from ray_parallel._errors import ChangedModelError, PlanError, UnknownModelError
 from ray_parallel.sequence._binding import Signature
 from ray_parallel.sequence._check import blocks_of
+from ray_parallel.sequence._compiled import without_compiler
 from ray_parallel.sequence._plan import Plan
 from ray_parallel.sequence._rules import MaskKernel
 
@@ -32,8 +33,9 @@ class Entry:
 
 
 def name_of(model: nn.Module) -> str:
-    """Module and name of the model's class, as an `Entry` has it."""
-    return f"{type(model).__module__}.{type(model).__qualname__}"
+    """Module and name of the model's class, as an `Entry` has it; a wrapper of torch.compile is looked through."""
+    kind = type(without_compiler(model))
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def signature_of(model: nn.Module, plan: Plan) -> dict[str, tuple[str, ...]]:
