@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from cli_testing import transformer_shapes
+from cli_testing import transformer_shapes, write_header
 from safetensors.torch import load_file, save_file
 
 from comfy_nodes.cli import main
@@ -87,3 +88,38 @@ def test_a_file_in_which_nothing_gets_smaller_says_so(tmp_path: Path, capsys: py
     save_file({"a": torch.zeros(4, 4)}, tmp_path / "m.safetensors")
     assert main(["pack", str(tmp_path / "m.safetensors")]) == 0
     assert "no tensor got smaller" in capsys.readouterr().out
+
+
+def test_a_plan_with_packed_units_says_what_it_packs_and_assumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model.safetensors"
+    write_header(model, transformer_shapes(6, 160), body=True)
+    words = ["plan", str(model), "--spec", "cuda:0,300kb;cpu,*", *MACHINE[:4], "--link", "cpu=0.001"]
+    assert main([*words, "--pack", "auto", "--compute-seconds", "0.01"]) == 0
+    said = capsys.readouterr().out.splitlines()[-4:]
+    assert said[0].startswith("packed: 6 of 6 units, 3.52 MiB of bf16 in ")
+    assert said[2].startswith("auto: a forward takes ")
+    assert said[3] == "ratio 0.71 (assumed), decoding at 300 GB/s (assumed, not measured on this device)"
+    assert main([*words, "--pack", "always", "--packed-ratio", "0.7", "--decode-gbps", "500", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["packing"]["units"] == [f"blocks.{index}" for index in range(6)]
+    assert document["packing"]["packed_bytes"] == pytest.approx(0.7 * document["packing"]["dense_bytes"], rel=1e-3)
+    assert "ratio 0.7 (given), decoding at 500 GB/s (given)" in document["packing"]["explanation"]
+    assert main(words) == 0
+    assert "packed:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--pack", "auto"], "--pack auto weighs decoding against the link; add --compute-seconds"),
+        (["--packed-ratio", "0.7"], "--packed-ratio is about packed units; add --pack always"),
+        (["--decode-gbps", "500"], "--decode-gbps is about packed units; add --pack always"),
+    ],
+)
+def test_words_about_packing_that_go_nowhere_are_refused(
+    words: list[str], reason: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(model), *MACHINE, *words]) == 2
+    assert reason in capsys.readouterr().err

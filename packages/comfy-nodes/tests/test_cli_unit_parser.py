@@ -16,6 +16,7 @@ import device_placement
 from comfy_nodes.cli import _explain, _parser
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
 from comfy_nodes.cli._main import main
+from device_placement.packed import Pack
 
 COMMANDS = (
     "demo",
@@ -40,7 +41,7 @@ OPTIONS = {
     },
     "plan": {
         "--help", "--prefix", "--spec", "--compute", "--virtual-ram-gb", "--donor", "--device", "--link", "--policy",
-        "--slots", "--compute-seconds", "--json", "--svg",
+        "--slots", "--compute-seconds", "--json", "--svg", "--pack", "--packed-ratio", "--decode-gbps",
     },
     "gguf": {"--help"},
     "gguf info": {"--help", "--json", "--metadata"},
@@ -91,8 +92,9 @@ def test_the_options_are_frozen(command: str) -> None:
     assert options == OPTIONS[command]
 
 
-def test_the_policies_are_those_of_the_planner() -> None:
+def test_the_choices_are_those_of_the_planner() -> None:
     assert get_args(device_placement.Policy) == _parser.POLICIES
+    assert get_args(Pack) == _parser.PACKS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -65,6 +65,8 @@ examples:
       --compute-seconds 0.6 --svg placement.svg
   torchspan plan model.safetensors --spec "cuda:0,6gb;cpu,*" --json > plan.json
   torchspan plan model-Q4_K_S.gguf --spec "cuda:0,6gb;cpu,*"
+  torchspan plan model.safetensors --spec "cuda:0,auto;cpu,*" \\
+      --compute-seconds 0.8 --pack auto
 """
 
 GGUF = """\

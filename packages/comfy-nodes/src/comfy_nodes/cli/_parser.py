@@ -21,6 +21,7 @@ from comfy_nodes.cli._exit import ExitCode
 
 if TYPE_CHECKING:
     from device_placement import Policy
+    from device_placement.packed import Pack
 
     # What add_subparsers returns has no public name at run time.
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 Run = Callable[[argparse.Namespace], ExitCode]
 
 POLICIES: tuple[Policy, ...] = ("stripe", "interleave", "contiguous", "legacy_tail")
+
+PACKS: tuple[Pack, ...] = ("never", "auto", "always")
 
 GGUF_TYPES = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
 """What the demo's matrices can be quantised to: what the gguf package writes in blocks that divide their rows."""
@@ -168,6 +171,22 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         type=read_positive,
         metavar="S",
         help="a pass with all weights resident, as you measured it; turns transfer times into seconds a pass",
+    )
+    packing = parser.add_argument_group("lossless packing of bf16 (torchspan pack)")
+    packing.add_argument(
+        "--pack",
+        choices=PACKS,
+        default="never",
+        help="plan with packed units: never (default), as many as make a forward fastest (auto), or always",
+    )
+    packing.add_argument(
+        "--packed-ratio", type=read_positive, metavar="RATIO", help="packed bytes for each byte (default: 0.71 assumed)"
+    )
+    packing.add_argument(
+        "--decode-gbps",
+        type=read_positive,
+        metavar="GBPS",
+        help="dense GB/s that the compute device decodes (default: 300 assumed)",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument(

@@ -26,6 +26,7 @@ from device_placement import (
     render_svg,
     render_table,
 )
+from device_placement.packed import PackedPlan, plan_packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Planned:
         hardware: the machine.
         placement: the plan.
         estimate: what it costs.
+        packing: which units are packed and why; None where packing was not asked for.
         warnings: sentences about the file and the machine; those about the plan are in the plan.
     """
 
@@ -48,6 +50,7 @@ class Planned:
     hardware: Hardware
     placement: PlacementPlan
     estimate: Estimate
+    packing: PackedPlan | None
     warnings: tuple[str, ...]
 
 
@@ -59,6 +62,7 @@ def run(options: argparse.Namespace) -> ExitCode:
             budget do not allow it (1).
     """
     asked = _asked_spec(options)
+    _check_packing(options)
     if options.svg is not None:
         check_target(Path(options.svg))
     tree, warnings = read_model(Path(options.file), options.prefix)
@@ -69,8 +73,12 @@ def run(options: argparse.Namespace) -> ExitCode:
         exits_with(ExitCode.REFUSED, AllocResolveError, PlacementError),
         suggests_devices(options.device),
     ):
-        placement = plan(tree, spec, hardware, policy=options.policy, slots=options.slots)
-        estimate = predict(placement, hardware, compute_seconds=options.compute_seconds)
+        packing = _packing(options, tree, spec, hardware)
+        if packing is None:
+            placement = plan(tree, spec, hardware, policy=options.policy, slots=options.slots)
+            estimate = predict(placement, hardware, compute_seconds=options.compute_seconds)
+        else:
+            placement, estimate = packing.plan, packing.estimate
     planned = Planned(
         file=Path(options.file),
         tree=tree,
@@ -78,6 +86,7 @@ def run(options: argparse.Namespace) -> ExitCode:
         hardware=hardware,
         placement=placement,
         estimate=estimate,
+        packing=packing,
         warnings=(*warnings, *notes),
     )
     for warning in planned.warnings:
@@ -91,6 +100,40 @@ def run(options: argparse.Namespace) -> ExitCode:
             Path(options.svg).write_text(render_svg(placement), encoding="utf-8")
         print(f"picture: {options.svg}")
     return ExitCode.OK
+
+
+def _check_packing(options: argparse.Namespace) -> None:
+    """Refuse words about packing that go nowhere.
+
+    Raises:
+        CommandError: they contradict each other (2).
+    """
+    if options.pack == "never":
+        for option, value in (("--packed-ratio", options.packed_ratio), ("--decode-gbps", options.decode_gbps)):
+            if value is not None:
+                raise CommandError(f"{option} is about packed units; add --pack always", exit_code=ExitCode.USAGE)
+    if options.pack == "auto" and options.compute_seconds is None:
+        raise CommandError(
+            "--pack auto weighs decoding against the link; add --compute-seconds", exit_code=ExitCode.USAGE
+        )
+
+
+def _packing(
+    options: argparse.Namespace, tree: BlockTree, spec: AllocationSpec, hardware: Hardware
+) -> PackedPlan | None:
+    if options.pack == "never":
+        return None
+    return plan_packed(
+        tree,
+        spec,
+        hardware,
+        pack=options.pack,
+        packed_ratio=options.packed_ratio,
+        decode_gb_per_second=options.decode_gbps,
+        compute_seconds=options.compute_seconds,
+        policy=options.policy,
+        slots=options.slots,
+    )
 
 
 def _asked_spec(options: argparse.Namespace) -> AllocationSpec | None:
@@ -126,7 +169,7 @@ def _spec_for(options: argparse.Namespace, hardware: Hardware) -> AllocationSpec
 
 
 def _document(planned: Planned) -> dict[str, Any]:
-    return {
+    document = {
         "file": str(planned.file),
         "model_bytes": planned.tree.size_bytes,
         "spec": str(planned.spec),
@@ -135,9 +178,21 @@ def _document(planned: Planned) -> dict[str, Any]:
         "estimate": json.loads(planned.estimate.to_json()),
         "warnings": [*planned.warnings, *planned.placement.warnings],
     }
+    packing = planned.packing
+    if packing is not None:
+        document["packing"] = {
+            "units": list(packing.units),
+            "dense_bytes": packing.dense_bytes,
+            "packed_bytes": packing.packed_bytes,
+            "decode_seconds": packing.decode_seconds,
+            "explanation": list(packing.explanation),
+        }
+    return document
 
 
 def _print_tables(planned: Planned) -> None:
     print(f"{planned.file}: {contents(planned.tree)}; no weight was read", end="\n\n")
     print(alloc_spec.explain(planned.spec), end="\n\n")
     print(render_table(planned.placement, planned.hardware, planned.estimate))
+    if planned.packing is not None:
+        print("\n".join(planned.packing.explanation))

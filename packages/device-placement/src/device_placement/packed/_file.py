@@ -89,8 +89,8 @@ class PackedFile(Mapping[str, Tensor]):
         if dtype is None or info.dtype == "float4_e2m1fn_x2":
             raise PackedError(f"{self.path}: tensor {name!r} is {self.header.codes[name]}, which cannot be loaded here")
         if not raw:
-            return torch.empty(info.shape or (), dtype=dtype)
-        return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).view(info.shape or ())
+            return torch.empty(info.shape, dtype=dtype)
+        return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).view(info.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -113,7 +113,7 @@ class PackedFile(Mapping[str, Tensor]):
         for name, in_file in self._names.items():
             info = self.header.tensors[in_file]
             stored = self.stored.get(name)
-            found[name] = (info.shape or () if stored is None else stored.layout.shape), info.size_bytes
+            found[name] = (info.shape if stored is None else stored.layout.shape), info.size_bytes
         return found
 
     def close(self) -> None:

@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 
 import torch
 
-from block_discovery import SafetensorsHeader, TensorInfo
+from block_discovery import SafetensorsHeader
 from device_placement.packed._backend import decode_with
 from device_placement.packed._codec import encode
 from device_placement.packed._errors import PackedError
 from device_placement.packed._file import FORMAT, METADATA_KEY, SUFFIX, VERSION, PackedFile, Stored
 from device_placement.packed._format import LAST_BASE, MOST_ESCAPES, Layout
-from device_placement.packed._model import LEAST_WEIGHTS
+from device_placement.packed._sizes import is_worth_packing
 from device_placement.packed._tensor import PackedWeight
 
 Progress = Callable[[int, int], None]
@@ -74,7 +74,9 @@ def pack_file(
         header = file.header
         if METADATA_KEY in header.metadata:
             raise PackedError(f"{source} is packed already; unpack it first to pack it again")
-        candidates = [name for name, info in header.tensors.items() if _is_candidate(info, header.codes[name])]
+        candidates = [
+            name for name, info in header.tensors.items() if is_worth_packing(info.shape, info.dtype, info.size_bytes)
+        ]
         for name in candidates:
             if name + SUFFIX in header.tensors:
                 raise PackedError(
@@ -156,10 +158,6 @@ def unpack_file(
     )
 
 
-def _is_candidate(info: TensorInfo, code: str) -> bool:
-    return code == "BF16" and len(info.shape or ()) >= 2 and info.size_bytes >= 2 * LEAST_WEIGHTS
-
-
 def _in_file_order(header: SafetensorsHeader, *, without: dict[str, Stored]) -> list[str]:
     """The tensors that stay dense, in the order of their bytes, which keeps them aligned as they were."""
     return sorted((name for name in header.tensors if name not in without), key=lambda name: header.starts[name])
@@ -177,7 +175,7 @@ def _dense_entry(file: PackedFile, name: str) -> tuple[dict[str, Any], int]:
     if stored is not None:
         return {"dtype": "BF16", "shape": list(stored.layout.shape)}, stored.layout.dense_bytes
     info = file.header.tensors[name]
-    return {"dtype": file.header.codes[name], "shape": list(info.shape or ())}, info.size_bytes
+    return {"dtype": file.header.codes[name], "shape": list(info.shape)}, info.size_bytes
 
 
 def _packed_header(header: SafetensorsHeader, stored: dict[str, Stored], size_bytes: int | None) -> bytes:
@@ -193,7 +191,7 @@ def _packed_header(header: SafetensorsHeader, stored: dict[str, Stored], size_by
             stop = start + info.size_bytes
             entries[name] = {
                 "dtype": header.codes[name],
-                "shape": list(info.shape or ()),
+                "shape": list(info.shape),
                 "data_offsets": [start, stop],
             }
         start = stop
@@ -213,7 +211,7 @@ def _reserved_bytes(header: SafetensorsHeader, candidates: list[str]) -> int:
     for name in candidates:
         info = header.tensors[name]
         escapes = min(info.size_bytes // 2, MOST_ESCAPES)
-        largest[name] = Stored(Layout(shape=info.shape or (), base=LAST_BASE, escapes=escapes), (1 << 32) - 1)
+        largest[name] = Stored(Layout(shape=info.shape, base=LAST_BASE, escapes=escapes), (1 << 32) - 1)
     # One that stays dense has its shape in its entry instead of in the metadata.
     return len(_packed_header(header, largest, None)) + HEADER_ALIGNMENT
 

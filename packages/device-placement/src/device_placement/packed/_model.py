@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from device_placement.packed._errors import PackedError
+from device_placement.packed._sizes import LEAST_WEIGHTS
 from device_placement.packed._tensor import PackedWeight
-
-LEAST_WEIGHTS = 1 << 14
-"""Smaller tensors stay dense: to decode one costs more than its bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
