@@ -31,15 +31,7 @@ SAY = {
 }
 """Phrase -> what to say."""
 
-NOT_YET: tuple[str, ...] = (
-    "packages/",
-    "locales/",
-    "example_workflows/",
-    "tools/bench/",
-    "tools/simdev/",
-    "tools/node_",
-    "tools/example_",
-)
+NOT_YET: tuple[str, ...] = ("packages/", "locales/", "example_workflows/", "tools/node_")
 """Folders that are not clean yet; this list only gets shorter."""
 
 _GAP = r"[\s#*]+"  # a phrase may go over the end of a line, in a comment too

@@ -40,7 +40,7 @@ def nothing(context: WorkerContext, built: Any) -> int:
 
 
 def clocked_steps(context: WorkerContext, built: Any, *, count: int, pause: float) -> None:
-    """Tell steps, each with the moment at which it was told (one clock for all processes of a machine)."""
+    """Report steps, each with the moment of its report (one clock for all processes of a machine)."""
     for done in range(1, count + 1):
         time.sleep(pause)
         context.step(done, count, time.monotonic())

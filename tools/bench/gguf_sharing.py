@@ -73,7 +73,7 @@ def write_model(path: Path, layers: int, size: int) -> int:
 
 
 def shares(path: Path, layers: int, size: int, processes: int) -> list[tuple[int, int]]:
-    """(Pss of the file, memory of its own) in KiB for each of the processes, all of them holding the model."""
+    """(Pss of the file, private memory) in KiB for each of the processes, all of them holding the model."""
     command = [sys.executable, "-c", CHILD, str(path), str(layers), str(size)]
     children = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)

@@ -6,8 +6,8 @@ Every way runs the same model of the host's own class, with the same bfloat16 we
 equal that of the resident model. Ways:
 
 resident         the stock classic patcher, everything on the GPU
-stock, in part   the stock classic patcher, told to use as much memory for weights as the plans below do
-cast, POLICY     our patcher: lent layers bring their weights over by the host's casts; POLICY chose which are lent
+stock, in part   the stock classic patcher, allowed as much memory for weights as the plans below do
+cast, POLICY     our patcher: the host's casts copy the weights of donors' layers; POLICY chose those layers
 engine, stripe   the streaming engine of device-placement on a plan of the same size, instead of the host's casts
 cast, as much    the casts, with as much more of the model on the GPU as the engine's peak was above theirs
 

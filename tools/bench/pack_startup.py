@@ -2,7 +2,7 @@
 
     python tools/bench/pack_startup.py [--pack FOLDER ...] [--rounds 3]
 
-Each pack is loaded by the real host's own function in a process of its own, on the CPU, after the host has loaded its
+Each pack is loaded by the real host's own function in a separate process, on the CPU, after the host has loaded its
 own nodes; then every node is described as the editor asks for it. The fastest round counts. Needs a ComfyUI checkout
 (`tools/get_comfyui.py`); a pack is a folder as it lies in custom_nodes, and this repository is the first.
 """

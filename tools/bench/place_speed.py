@@ -2,9 +2,9 @@
 
 Usage: python tools/bench/place_speed.py [--gib 2] [--blocks 16] [--repeats 3]
 
-Each measurement runs in a process of its own, so that its peak is its own: build the model, note the resident set,
+Each measurement runs in a separate process, so that its peak is its own: build the model, note the resident set,
 then clone every tensor one after the other (dropping each clone as the next is made, and keeping all of them), or place
-the model with every block on a donor of the emulated backend, which allocates memory of its own and copies into it.
+the model with every block on a donor of the emulated backend, which allocates new memory and copies into it.
 Peak memory is what the process's high-water mark rose by, in units of the model; place() should need two blocks of it,
 since what a block held is given back as soon as its bytes are in their new home, and the two slots of the engine are
 two more. What a process does once (imports, threads) is done on a tiny model before; the last line says how long that

@@ -3,7 +3,7 @@
 Usage: python tools/bench/predict_vs_emulated.py [--blocks 8] [--windows 10] [--tolerance 10]
 
 A stack of blocks of 2 MiB, each computing for 5 ms by the clock, is planned by `plan`, predicted by `predict` and run
-by `place` on links that deliver a block in half of that time to four times. The prediction is told the pass time with
+by `place` on links that deliver a block in half of that time to four times. The prediction knows the pass time with
 every weight resident, measured in turns with the placed model, and nothing else. A time is the shortest average over
 4 passes (a pass may repeat only after two or four) of several windows. The last line is the largest error; the
 exit code is 1 when it is above the tolerance. Run it on a quiet machine: what another program takes from the processor

@@ -3,7 +3,7 @@
 Usage: python tools/bench/progress_latency.py [--workers 2] [--steps 200]      (one machine: it compares one clock)
 
 The peer is the way without a stream: the workers leave their progress in an actor that the caller asks every 50 ms, as
-progress bars often do. Ours is the stream of a call. Latency is from the moment at which rank 0 tells a step to the
+progress bars often do. Ours is the stream of a call. Latency is from the moment at which rank 0 reports a step to the
 moment at which the caller's function sees it; cancelling is from `cancel()` to the return of the call, at steps of
 10 ms, all workers still ready.
 """

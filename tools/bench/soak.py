@@ -158,7 +158,7 @@ def report(counts: Mapping[tuple[str, str], int], samples: Sequence[Sample]) -> 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, run, print; the host runs in a process of its own."""
+    """Parse the command line, run, print; the host runs in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)

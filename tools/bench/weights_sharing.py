@@ -4,7 +4,7 @@ Usage: python tools/bench/weights_sharing.py [--gib 0.25] [--readers 4]      (Li
 
 The peers are the ways that Ray offers: a dict of tensors through the object store, as most code does it, and the same
 dict with RAY_ENABLE_ZERO_COPY_TORCH_TENSORS. Ours are `SharedWeights` by the store and by a mapped file. Each way gets
-a process and a cluster of its own, and readers that were started and had a tiny model before the clock; a reader is
+a new process and a new cluster, and readers that were started and had a tiny model before the clock; a reader is
 ready when it has every tensor, and then touches every page. Memory is what all of it adds up to by the kernel's
 account: the sum over the readers, Ray's server and the driver's shared memory of their proportional shares (Pss),
 before and after, in units of the model. The mapped file counts as memory although it is page cache that the system may
@@ -187,7 +187,7 @@ def measure(way: Way, readers: int, gib: float) -> tuple[float, float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, measure each way in a process of its own, print one table."""
+    """Parse the command line, measure each way in a separate process, print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=0.25, help="size of the model (default: 0.25)")
     parser.add_argument("--readers", type=int, default=4, help="processes that read it (default: 4)")

@@ -31,7 +31,7 @@ def find_compiler() -> str:
     """Return the absolute path of the C++ compiler: `$CXX` where it is set, else g++.
 
     Raises:
-        CompilerNotFoundError: there is none.
+        CompilerNotFoundError: no such program is on the PATH.
     """
     wanted = os.environ.get("CXX") or "g++"
     found = shutil.which(wanted)
@@ -49,7 +49,7 @@ def build(*, source_dir: Path | None = None, cache_dir: Path | None = None) -> P
 
     One fits when it was built for this exact torch version (the tables of virtual functions that the library fills in
     change between versions), by this compiler, from this source text. Two processes may build at once: each writes a
-    file of its own and renames it into place.
+    separate file and renames it into place.
 
     Args:
         source_dir: folder with `simdev.cpp` and what it includes; None takes the sources of this package.

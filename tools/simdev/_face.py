@@ -161,7 +161,7 @@ def config(
     dry: bool | None = None,
     thread_clocks: bool | None = None,
 ) -> None:
-    """Change how the devices behave; what is None stays as it is.
+    """Change how the devices behave; None leaves a setting unchanged.
 
     Args:
         lazy: carry out asynchronous copies as late as streams and events allow (at the start: yes).
@@ -177,7 +177,7 @@ def config(
             queue alone counts as none.
 
     Raises:
-        ValueError: `race` is none of the three.
+        ValueError: `race` is not one of the three.
     """
     if race is not None and race not in _RACE_MODES:
         raise ValueError(f"race is {race!r}; the modes are {', '.join(_RACE_MODES)}")

@@ -92,7 +92,7 @@ class DeviceModule(types.ModuleType):
             torch.accelerator.set_stream(previous)
             torch.accelerator.set_device_index(device)
 
-    # A method with the name of a class: torch measures time between events of its own class only.
+    # A method with the name of a class: torch measures time only between events of one class.
     def Event(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> torch.Event:
         """Make an event of the current device, as `torch.cuda.Event` does."""
         device = torch.device(self.backend)
