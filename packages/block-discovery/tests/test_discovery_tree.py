@@ -152,8 +152,8 @@ def changed(path: str, value: Any) -> str:
     ("path", "value", "message"),
     [
         ("units", ..., r"units: the field is missing"),
-        ("extra", 1, r"extra: unknown field; known are source, prefix, tied, units"),
-        ("version", 2, r"version: expected 1, got 2; write the tree again with this release"),
+        ("extra", 1, r"extra: unknown field; known are units, tied, source, prefix"),
+        ("version", 2, r"version: expected 1, got 2; write it again with this release"),
         ("format", "other", r'no object with "format": "block-discovery/tree"; pass the text that to_json returned'),
         ("units", {}, r"units: expected a list, got \{\}"),
         ("units.1", "x", r"units\[1\]: expected an object, got 'x'"),

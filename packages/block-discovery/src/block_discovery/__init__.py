@@ -5,17 +5,21 @@ from typing import TYPE_CHECKING
 
 from block_discovery._errors import (
     BlockDiscoveryError,
+    ChangedFileError,
     HeaderError,
     InvalidFractionError,
     InvalidJsonError,
     InvalidTensorError,
     InvalidTreeError,
     ModelWithoutParametersError,
+    NotRegularFileError,
     UninitializedModelError,
     UnknownUnitError,
 )
 from block_discovery._files import discover_file
+from block_discovery._json import decode_json, encode_json, parse_json
 from block_discovery._names import discover_names
+from block_discovery._regular import FileStamp, open_regular, stamp_of
 from block_discovery._safetensors import SafetensorsHeader, read_safetensors_header
 from block_discovery._shards import read_safetensors_index
 from block_discovery._tree import BlockTree, TensorInfo, Unit, UnitKind
@@ -38,22 +42,30 @@ __all__ = [
     "BlockDiscoveryError",
     "BlockTree",
     "CallTrace",
+    "ChangedFileError",
+    "FileStamp",
     "HeaderError",
     "InvalidFractionError",
     "InvalidJsonError",
     "InvalidTensorError",
     "InvalidTreeError",
     "ModelWithoutParametersError",
+    "NotRegularFileError",
     "SafetensorsHeader",
     "TensorInfo",
     "UninitializedModelError",
     "Unit",
     "UnitKind",
     "UnknownUnitError",
+    "decode_json",
     "discover",
     "discover_file",
     "discover_names",
+    "encode_json",
+    "open_regular",
+    "parse_json",
     "read_safetensors_header",
     "read_safetensors_index",
+    "stamp_of",
     "trace_calls",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from block_discovery._quoting import shortened
+
 
 class BlockDiscoveryError(Exception):
     """Base of every error that block-discovery raises on purpose.
@@ -23,10 +25,10 @@ class BlockDiscoveryError(Exception):
         self.offset_bytes = offset_bytes
 
     def __str__(self) -> str:
-        where = self.subject
-        if self.offset_bytes is not None:
+        where = shortened(self.subject)
+        if where and self.offset_bytes is not None:
             where += f" at byte {self.offset_bytes}"
-        text = f"{where}: {self.reason}" if where else self.reason
+        text = f"{where}: {shortened(self.reason)}" if where else shortened(self.reason)
         return f"{text}; {self.remedy}" if self.remedy else text
 
 
@@ -51,11 +53,19 @@ class InvalidTreeError(BlockDiscoveryError, ValueError):
 
 
 class InvalidJsonError(BlockDiscoveryError, ValueError):
-    """Text that `BlockTree.to_json` did not write; the subject is the path of the bad value."""
+    """Text that `encode_json` did not write; the subject is the path of the bad value."""
 
 
 class HeaderError(BlockDiscoveryError, ValueError):
     """A safetensors file or index whose header is not well-formed; the subject names the file and the tensor."""
+
+
+class NotRegularFileError(BlockDiscoveryError, OSError):
+    """A folder, pipe, socket or device where a file is wanted."""
+
+
+class ChangedFileError(BlockDiscoveryError, ValueError):
+    """A file that has changed since its header was read."""
 
 
 class UnknownUnitError(BlockDiscoveryError, LookupError):

@@ -7,9 +7,7 @@ the header; N bytes of JSON that map each name to ``dtype``, ``shape`` and ``dat
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -18,7 +16,10 @@ from types import MappingProxyType
 from typing import Any
 
 from block_discovery._dtypes import SAFETENSORS_BITS, torch_name
-from block_discovery._errors import HeaderError
+from block_discovery._errors import HeaderError, InvalidJsonError
+from block_discovery._json import parse_json
+from block_discovery._quoting import quoted
+from block_discovery._regular import FileStamp, open_regular, stamp_of
 from block_discovery._tree import MAX_SIZE_BYTES, TensorInfo
 
 LENGTH_BYTES = 8
@@ -40,6 +41,8 @@ class SafetensorsHeader:
         data_bytes: bytes of weights that the header declares.
         starts: first byte of each tensor in the file; empty for a sharded checkpoint, which is several files.
         codes: the element type of each tensor by its name in the header; empty for a sharded checkpoint.
+        stamp: identity of the file when it was read, for `open_regular`; of a sharded checkpoint that of the index.
+        shards: of a sharded checkpoint the header of each file, in the order in which the index names them.
         missing_bytes: bytes by which the file is shorter than that; 0 for a complete file. A file that is only a header
             is enough to plan with; whether it can be loaded is for the caller to decide.
     """
@@ -51,6 +54,8 @@ class SafetensorsHeader:
     missing_bytes: int
     starts: Mapping[str, int] = field(default_factory=dict)
     codes: Mapping[str, str] = field(default_factory=dict)
+    stamp: FileStamp | None = None
+    shards: tuple[SafetensorsHeader, ...] = ()
 
 
 def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
@@ -61,11 +66,13 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
 
     Raises:
         HeaderError: the file is not safetensors, or its header contradicts itself or the length of the file.
+        NotRegularFileError: it is a folder, a pipe or a device.
         OSError: the file cannot be opened.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        file_bytes = os.fstat(file.fileno()).st_size
+    with open_regular(path) as file:
+        stamp = stamp_of(file)
+        file_bytes = stamp.size_bytes
         length = _read_length(path, file.read(LENGTH_BYTES), file_bytes)
         raw = file.read(length)
     entries = _parse(path, raw)
@@ -92,6 +99,7 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
         missing_bytes=data_bytes - present,
         starts=MappingProxyType({name: LENGTH_BYTES + length + start for start, _, name in spans}),
         codes=MappingProxyType({name: entry["dtype"] for name, entry in entries.items()}),
+        stamp=stamp,
     )
 
 
@@ -125,27 +133,18 @@ def _read_length(path: Path, raw: bytes, file_bytes: int) -> int:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        # UnicodeDecodeError and JSONDecodeError are ValueErrors, and so is an integer of more than 4300 digits.
+        entries = parse_json(raw)
+    except InvalidJsonError as error:
         raise HeaderError(
-            f"the header is not valid JSON ({error})",
+            f"the header is {error.reason}",
             subject=str(path),
-            offset_bytes=LENGTH_BYTES + getattr(error, "pos", 0),
+            offset_bytes=LENGTH_BYTES + (error.offset_bytes or 0),
             remedy=_NOT_SAFETENSORS,
         ) from error
     if not isinstance(entries, dict):
         raise HeaderError(
             "the header is no JSON object", subject=str(path), offset_bytes=LENGTH_BYTES, remedy=_NOT_SAFETENSORS
         )
-    return entries
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        (repeated, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {repeated!r} occurs twice")
     return entries
 
 
@@ -163,32 +162,33 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[int, TensorInfo]:
     """The tensor that an entry describes, and the offset of its first byte in the data."""
 
     def refuse(reason: str) -> HeaderError:
-        return HeaderError(reason, subject=f"{path}: tensor {name!r}", remedy=_DOWNLOAD_AGAIN)
+        return HeaderError(reason, subject=f"{path}: tensor {quoted(name)}", remedy=_DOWNLOAD_AGAIN)
 
     if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
         raise refuse("the entry has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
         raise HeaderError(
-            f"the element type {dtype!r} is unknown",
-            subject=f"{path}: tensor {name!r}",
+            f"the element type {quoted(dtype)} is unknown",
+            subject=f"{path}: tensor {quoted(name)}",
             remedy=f"known are {', '.join(SAFETENSORS_BITS)}; a newer release may know more",
         )
     if not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise refuse(f"the shape {shape!r:.80} is not a list of sizes of 0 or more")
+        raise refuse(f"the shape {quoted(shape)} is not a list of sizes of 0 or more")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise refuse(f"the data_offsets {offsets!r:.80} are not two positions of 0 or more")
+        raise refuse(f"the data_offsets {quoted(offsets)} are not two positions of 0 or more")
     start, stop = offsets
     # Never much above the limit, where the product of a damaged shape could be a number of millions of digits.
     elements = reduce(lambda product, size: min(product * size, 8 * MAX_SIZE_BYTES), shape, 1)
     bits = elements * SAFETENSORS_BITS[dtype]
     if bits > 8 * MAX_SIZE_BYTES:
-        raise refuse(f"the size of shape {shape!r:.80} overflows 64 bits")
+        raise refuse(f"the size of shape {quoted(shape)} overflows 64 bits")
     if bits % 8:
         raise refuse(f"{elements} elements of {dtype} are no whole number of bytes")
     if stop - start != bits // 8:
         raise refuse(
-            f"{dtype} of shape {shape} takes {bits // 8} bytes, the offsets {start} to {stop} say {stop - start}"
+            f"{dtype} of shape {quoted(shape)} takes {bits // 8} bytes, "
+            f"the offsets {quoted(start)} to {quoted(stop)} say {quoted(stop - start)}"
         )
     return start, TensorInfo(name=name, size_bytes=bits // 8, shape=tuple(shape), dtype=torch_name(dtype))
 
@@ -205,7 +205,7 @@ def _contiguous_end(path: Path, spans: list[tuple[int, int, str]]) -> int:
             what = "overlaps the tensor before it" if start < end else f"leaves {start - end} bytes before it unused"
             raise HeaderError(
                 f"the tensor at offsets {start} to {stop} {what}, which ends at {end}",
-                subject=f"{path}: tensor {name!r}",
+                subject=f"{path}: tensor {quoted(name)}",
                 remedy=_DOWNLOAD_AGAIN,
             )
         end = stop

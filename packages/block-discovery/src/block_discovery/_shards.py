@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from block_discovery._errors import HeaderError
-from block_discovery._safetensors import SafetensorsHeader, read_safetensors_header
+from block_discovery._errors import HeaderError, InvalidJsonError
+from block_discovery._json import parse_json
+from block_discovery._quoting import quoted
+from block_discovery._regular import FileStamp, open_regular, stamp_of
+from block_discovery._safetensors import MAX_HEADER_BYTES, SafetensorsHeader, read_safetensors_header
 from block_discovery._tree import TensorInfo
 
 
@@ -21,10 +23,11 @@ def read_safetensors_index(path: str | os.PathLike[str]) -> SafetensorsHeader:
     Raises:
         HeaderError: the index is malformed, names a file outside its folder or one that does not exist, disagrees with
             a shard about a tensor, or a shard's header is malformed.
+        NotRegularFileError: the index or a shard is a folder, a pipe or a device.
         OSError: the index or a shard cannot be opened.
     """
     path = Path(path)
-    weight_map = _weight_map(path)
+    weight_map, stamp = _weight_map(path)
     headers = {shard: _read_shard(path, shard) for shard in dict.fromkeys(weight_map.values())}
     tensors: dict[str, TensorInfo] = {}
     for shard, header in headers.items():
@@ -42,16 +45,27 @@ def read_safetensors_index(path: str | os.PathLike[str]) -> SafetensorsHeader:
         metadata=MappingProxyType(_common_metadata([*headers.values()])),
         data_bytes=sum(header.data_bytes for header in headers.values()),
         missing_bytes=sum(header.missing_bytes for header in headers.values()),
+        stamp=stamp,
+        shards=tuple(headers.values()),
     )
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    """The shard of every tensor, as the index says."""
-    try:
-        index = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+def _weight_map(path: Path) -> tuple[dict[str, str], FileStamp]:
+    """The shard of every tensor, as the index says, and the identity of the index."""
+    with open_regular(path) as file:
+        stamp = stamp_of(file)
+        raw = file.read(MAX_HEADER_BYTES + 1)
+    if len(raw) > MAX_HEADER_BYTES:
         raise HeaderError(
-            f"the index is not valid JSON ({error})", subject=str(path), remedy="download the index again"
+            f"the file has {stamp.size_bytes} bytes, above the limit of {MAX_HEADER_BYTES} for an index",
+            subject=str(path),
+            remedy="pass the .safetensors.index.json of a sharded checkpoint",
+        )
+    try:
+        index = parse_json(raw)
+    except InvalidJsonError as error:
+        raise HeaderError(
+            f"the index is {error.reason}", subject=str(path), remedy="download the index again"
         ) from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -63,11 +77,11 @@ def _weight_map(path: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_beside(shard):
             raise HeaderError(
-                f"the file {shard!r:.80} does not lie in the folder of the index",
-                subject=f"{path}: tensor {name!r}",
+                f"the file {quoted(shard)} does not lie in the folder of the index",
+                subject=f"{path}: tensor {quoted(name)}",
                 remedy="an index names files in its own folder",
             )
-    return weight_map
+    return weight_map, stamp
 
 
 def _is_beside(shard: str) -> bool:
@@ -77,7 +91,7 @@ def _is_beside(shard: str) -> bool:
 
 def _read_shard(index: Path, shard: str) -> SafetensorsHeader:
     path = index.parent / shard
-    if not path.is_file():
+    if not path.exists():
         raise HeaderError(
             f"the shard {shard} does not exist",
             subject=str(index),
@@ -89,7 +103,7 @@ def _read_shard(index: Path, shard: str) -> SafetensorsHeader:
 def _disagreement(path: Path, name: str, reason: str) -> HeaderError:
     return HeaderError(
         reason,
-        subject=f"{path}: tensor {name!r}",
+        subject=f"{path}: tensor {quoted(name)}",
         remedy="the index and the shards are of different versions; download them together",
     )
 

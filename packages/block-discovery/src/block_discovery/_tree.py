@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from block_discovery._errors import InvalidTensorError, InvalidTreeError
-from block_discovery._json import JsonValue
+from block_discovery._json import decode_json, encode_json
 
 UnitKind = Literal["block", "leaf", "rest"]
 """What a unit is: a repeated part, a part that occurs once, or everything too small or too shared to be moved."""
@@ -120,8 +119,7 @@ class BlockTree:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The tree as JSON text, to be stored, compared and read by `from_json`."""
-        header = {"format": _FORMAT, "version": _VERSION}
-        return json.dumps(header | _encode(self), indent=indent)
+        return encode_json(self, _FORMAT, version=_VERSION, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> BlockTree:
@@ -132,7 +130,7 @@ class BlockTree:
             InvalidTreeError: it is, but the tree contradicts itself.
             InvalidTensorError: it is, but a tensor has an impossible size.
         """
-        return _decode(JsonValue.parse(text, _FORMAT, _VERSION))
+        return decode_json(cls, text, _FORMAT, version=_VERSION)
 
 
 def _check_units(units: tuple[Unit, ...]) -> None:
@@ -179,60 +177,3 @@ def _check_tensors(units: tuple[Unit, ...]) -> None:
                     remedy="charge it to one unit; a tied tensor belongs to the rest",
                 )
             owners[tensor.name] = unit.path
-
-
-def _encode(tree: BlockTree) -> dict[str, Any]:
-    units = [
-        {
-            "path": unit.path,
-            "class_name": unit.class_name,
-            "kind": unit.kind,
-            "group": unit.group,
-            "is_embedding": unit.is_embedding,
-            "tensors": [
-                {
-                    "name": tensor.name,
-                    "size_bytes": tensor.size_bytes,
-                    "shape": list(tensor.shape),
-                    "dtype": tensor.dtype,
-                    "role": tensor.role,
-                }
-                for tensor in unit.tensors
-            ],
-        }
-        for unit in tree.units
-    ]
-    return {"source": tree.source, "prefix": tree.prefix, "tied": [list(group) for group in tree.tied], "units": units}
-
-
-def _decode(value: JsonValue) -> BlockTree:
-    fields = value.fields("source", "prefix", "tied", "units", "format", "version")
-    return BlockTree(
-        source=fields["source"].choice(get_args(Source)),
-        prefix=fields["prefix"].text(),
-        tied=tuple(tuple(name.text() for name in group.items()) for group in fields["tied"].items()),
-        units=tuple(_decode_unit(unit) for unit in fields["units"].items()),
-    )
-
-
-def _decode_unit(value: JsonValue) -> Unit:
-    fields = value.fields("path", "class_name", "kind", "group", "is_embedding", "tensors")
-    return Unit(
-        path=fields["path"].text(),
-        class_name=fields["class_name"].text(),
-        kind=fields["kind"].choice(get_args(UnitKind)),
-        group=fields["group"].text_or_none(),
-        is_embedding=fields["is_embedding"].flag(),
-        tensors=tuple(_decode_tensor(tensor) for tensor in fields["tensors"].items()),
-    )
-
-
-def _decode_tensor(value: JsonValue) -> TensorInfo:
-    fields = value.fields("name", "size_bytes", "shape", "dtype", "role")
-    return TensorInfo(
-        name=fields["name"].text(),
-        size_bytes=fields["size_bytes"].integer(),
-        shape=tuple(size.integer() for size in fields["shape"].items()),
-        dtype=fields["dtype"].text_or_none(),
-        role=fields["role"].choice(get_args(Role)),
-    )
