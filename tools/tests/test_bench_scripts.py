@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import cuda_streaming
+import packed
 import pytest
 import torch
 
@@ -81,3 +83,18 @@ def test_the_streaming_benchmark_works_where_nothing_streams(
     table = capsys.readouterr().out.splitlines()
     ways = [line.split("|")[1].strip() for line in table if line.endswith("| yes |")]
     assert ways == ["resident", "serial copies", "accelerate cpu_offload"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_packed_weights_runs_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert packed.main(["--size", "256", "--repeats", "1", "--link", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "every bit pattern survives by eager: True" in said
+    assert "same bits: True" in said
+    ratios = re.findall(r"^(?:made|trained here): .*?\d+\.\d+ +(\d+\.\d) +(\d+\.\d) ", said, re.MULTILINE)
+    assert len(ratios) == 9
+    assert all(60 < float(bound) < float(ratio) < 76 for bound, ratio in ratios)
+
+
+def test_the_entropy_bound_of_one_exponent_is_a_half() -> None:
+    assert packed.entropy_bound([torch.ones(64, 64).bfloat16()]) == 0.5
