@@ -189,7 +189,7 @@ class TestRefusals:
     def test_other_shapes(self) -> None:
         error = self.refused({"up.weight": packed("Q4_K", 256, 512)})
         assert error.mismatched == {"up.weight": ((256, 512), (512, 256))}
-        assert "up.weight is (256, 512), not (512, 256)" in str(error)
+        assert "'up.weight' is (256, 512), not (512, 256)" in str(error)
 
     def test_other_shapes_are_refused_without_strict_too(self) -> None:
         with pytest.raises(GgufModelError, match=r"up\.bias"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from gguf_loader import GgufPackedError, GgufTypeError, PackedTensor, dequantize, type_by_name
 from gguf_loader._config import DequantConfig
 from gguf_loader._convert import load_packed
 from gguf_loader._errors import GgufLoraError
@@ -340,3 +342,34 @@ class TestFiles:
         with pytest.raises(GgufLoraError, match=r"deep.conv: factors of shapes") as caught:
             lora_from_state_dict(tensors)
         assert caught.value.field == "deep.conv"
+
+
+@pytest.mark.parametrize("number", [True, float("nan"), float("-inf"), 10**400, "1", None])
+def test_what_is_no_finite_number_is_no_strength_and_no_alpha(number: Any) -> None:
+    model = Two()
+    add_lora(model, "a", for_both())
+    with pytest.raises(GgufLoraError, match=r"the strength of adapter 'b' is .*; pass a finite number"):
+        add_lora(model, "b", for_both(), strength=number)
+    with pytest.raises(GgufLoraError, match=r"the strength of adapter 'a' is .*; pass a finite number"):
+        set_lora_strength(model, "a", number)
+    if number is not None:
+        with pytest.raises(GgufLoraError, match=r"alpha is .*; pass a finite number"):
+            LowRank(down=torch.ones(1, 2), up=torch.ones(2, 1), alpha=number)
+
+
+@pytest.mark.parametrize("tile", [True, 0, -5, 2.5, float("nan"), "8"])
+def test_what_is_no_number_of_weights_is_no_tile(tile: Any) -> None:
+    with pytest.raises(ValueError, match="pass a positive whole number"):
+        DequantConfig(tile_weights=tile)
+
+
+def test_negative_sizes_are_refused_although_their_product_fits() -> None:
+    kind = type_by_name("Q8_0")
+    blocks = torch.zeros(kind.size_bytes(64), dtype=torch.uint8)
+    refused = pytest.raises(GgufPackedError, match=r"a shape of \(-2, -32\); pass sizes of 0 or more")
+    with refused:
+        dequantize(blocks, kind, (-2, -32))
+    with refused:
+        PackedTensor(blocks, kind, (-2, -32))
+    with pytest.raises(GgufTypeError, match="-256 weights"):
+        kind.size_bytes(-256)

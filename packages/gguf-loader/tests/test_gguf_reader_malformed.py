@@ -69,8 +69,8 @@ FIRST = pair("k", raw.U8, 1)
 SECOND_PART = pair("split.no", raw.U16, 1)
 
 BAD = [
-    Bad("empty", b"", "magic", 0, "this is not a GGUF file"),
-    Bad("wrong magic", File(magic=b"GGML"), "magic", 0, "b'GGML' instead of b'GGUF'"),
+    Bad("empty", b"", "magic", 0, "an empty file, not a GGUF file"),
+    Bad("wrong magic", File(magic=b"GUFF"), "magic", 0, "b'GUFF' instead of b'GGUF'"),
     Bad("version 0", File(version=0), "version", 4, "GGUF version 0", GgufUnsupportedError),
     Bad("version 1", File(version=1), "version", 4, "GGUF version 1", GgufUnsupportedError),
     Bad("version 4", File(version=4), "version", 4, "GGUF version 4", GgufUnsupportedError),

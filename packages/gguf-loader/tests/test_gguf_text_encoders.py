@@ -190,7 +190,7 @@ def test_names_that_no_table_knows_are_reported_and_left_out(tmp_path: Path, cap
         encoder = load_text_encoder(convert.write(tmp_path / "odd.gguf", "qwen3", tensors, {}))
     assert set(encoder.state_dict) == {"model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"}
     assert encoder.unmapped == ("blk.0.attn_norm.weight.more", "pre.blk.0.attn_norm.weight")
-    assert "no name is known for blk.0.attn_norm.weight.more, pre.blk.0.attn_norm.weight" in caplog.text
+    assert "no name is known for 'blk.0.attn_norm.weight.more', 'pre.blk.0.attn_norm.weight'" in caplog.text
 
 
 def test_an_unknown_architecture_can_be_named_by_hand(tmp_path: Path) -> None:

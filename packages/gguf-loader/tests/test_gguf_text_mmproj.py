@@ -169,6 +169,6 @@ def test_a_load_takes_the_pair_the_text_alone_or_what_it_is_told(
     assert set(both.state_dict) == {"model.embed_tokens.weight", "visual.patch_embed.proj.weight"}
     assert set(load_text_encoder(path, mmproj=pair).state_dict) == set(both.state_dict)
     assert set(load_text_encoder(path, mmproj=None).state_dict) == {"model.embed_tokens.weight"}
-    with pytest.raises(GgufError, match="this is not a GGUF file"):
+    with pytest.raises(GgufError, match="b'noth' instead of b'GGUF'; choose a GGUF file"):
         (tmp_path / "no.gguf").write_bytes(b"nothing")
         load_text_encoder(path, mmproj=tmp_path / "no.gguf")

@@ -6,46 +6,20 @@ and nothing else, so it is small, can be pickled, and holds no file open.
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ._cursor import U32, U64, Cursor
-from ._errors import GgufFormatError, GgufMetadataError
+from ._errors import GgufFormatError, GgufMetadataError, quoted
 from ._format import MAX_STRINGS, MIN_STRING_BYTES, SCALARS, ValueType
+from ._opening import FileStamp, open_regular
 
 _NUMPY_KINDS = {ValueType.FLOAT32: "<f4", ValueType.FLOAT64: "<f8", ValueType.BOOL: "|b1"}
 _NO_INTEGERS = frozenset({ValueType.STRING, *_NUMPY_KINDS})
-
-
-@dataclass(frozen=True, slots=True)
-class FileStamp:
-    """What a file looked like when its header was read: enough to notice that it was replaced since."""
-
-    size_bytes: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, descriptor: int) -> FileStamp:
-        """The stamp of an open file."""
-        status = os.fstat(descriptor)
-        return cls(status.st_size, status.st_mtime_ns)
-
-    def check(self, descriptor: int, path: str) -> None:
-        """Raise unless the open file still is the one that the stamp was taken from.
-
-        Raises:
-            GgufFormatError: its size or time of change differs.
-        """
-        if FileStamp.of(descriptor) != self:
-            raise GgufFormatError(
-                "the file was changed after its header was read", path=path, remedy="read the header again"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +71,7 @@ class GgufArray:
                 raise GgufFormatError(
                     f"not UTF-8: {error.reason}",
                     path=self.path,
-                    field=f"metadata {self.key!r}[{index}]",
+                    field=f"metadata {quoted(self.key)}[{index}]",
                     offset_bytes=self.offset_bytes,
                     remedy="read it with raw_strings() if bytes will do",
                 ) from error
@@ -114,7 +88,7 @@ class GgufArray:
             raise GgufMetadataError(
                 f"an array of {self.value_type.name}, not of strings",
                 path=self.path,
-                field=f"metadata {self.key!r}",
+                field=f"metadata {quoted(self.key)}",
                 remedy="read it with numpy()",
             )
         data = self._read()
@@ -146,7 +120,9 @@ class GgufArray:
         """
         if self.value_type in _NO_INTEGERS:
             raise GgufMetadataError(
-                f"an array of {self.value_type.name}, not of integers", path=self.path, field=f"metadata {self.key!r}"
+                f"an array of {self.value_type.name}, not of integers",
+                path=self.path,
+                field=f"metadata {quoted(self.key)}",
             )
         return tuple(self.numpy().tolist())
 
@@ -158,13 +134,15 @@ class GgufArray:
         """
         if self.value_type in _NO_INTEGERS:
             raise cursor.fail(
-                f"metadata {self.key!r}", self.offset_bytes, f"an array of {self.value_type.name}, not of integers"
+                f"metadata {quoted(self.key)}",
+                self.offset_bytes,
+                f"an array of {self.value_type.name}, not of integers",
             )
         data = cursor.buffer[self.offset_bytes : self.offset_bytes + self.size_bytes]
         return tuple(self._decode_numbers(data).tolist())
 
     def _read(self) -> bytes:
-        with Path(self.path).open("rb") as file:
+        with open_regular(self.path) as file:
             self.stamp.check(file.fileno(), self.path)
             file.seek(self.offset_bytes)
             return file.read(self.size_bytes)
@@ -174,14 +152,14 @@ class GgufArray:
             raise GgufMetadataError(
                 "an array of strings, not of numbers",
                 path=self.path,
-                field=f"metadata {self.key!r}",
+                field=f"metadata {quoted(self.key)}",
                 remedy="read it with strings()",
             )
         if self.value_type is ValueType.BOOL and data.translate(None, b"\x00\x01"):
             raise GgufFormatError(
                 "an array of bools with a byte that is neither 0 nor 1",
                 path=self.path,
-                field=f"metadata {self.key!r}",
+                field=f"metadata {quoted(self.key)}",
                 offset_bytes=self.offset_bytes,
             )
         kind = _NUMPY_KINDS.get(self.value_type)
@@ -197,7 +175,7 @@ def skip_array(cursor: Cursor, key: str, stamp: FileStamp) -> GgufArray:
     Raises:
         GgufFormatError: nested, of an unknown type, or longer than the file.
     """
-    field = f"metadata {key!r}"
+    field = f"metadata {quoted(key)}"
     at = cursor.offset
     value_type = value_type_at(cursor, f"{field} array type")
     if value_type is ValueType.ARRAY:
@@ -214,9 +192,7 @@ def skip_array(cursor: Cursor, key: str, stamp: FileStamp) -> GgufArray:
     else:
         cursor.offset = start + count * width
         if cursor.offset > cursor.size:
-            raise cursor.fail(
-                field, start, f"{count} values of {value_type.name} do not fit before the end of the file"
-            )
+            raise cursor.ends_inside(field, start)
     return GgufArray(
         path=cursor.path,
         key=key,
@@ -255,6 +231,8 @@ def _skip_strings(cursor: Cursor, field: str, count: int) -> None:
         at = cursor.size + 1
     if at > cursor.size:
         lost = _first_lost_string(cursor)
+        if cursor.size < cursor.file_size:
+            raise cursor.ends_inside(f"{field} array", lost)
         raise cursor.fail(f"{field} array", lost, f"the string here, one of {count}, leads past the end of the file")
     cursor.offset = at
 

@@ -36,8 +36,9 @@ class DequantConfig:
         for dtype in (self.dequant_dtype, self.patch_dtype):
             if dtype is not None:
                 require_logical_dtype(dtype)
-        if self.tile_weights is not None and self.tile_weights < 1:
-            raise ValueError(f"tile_weights is {self.tile_weights}; pass a positive number, or None for the default")
+        tile = self.tile_weights
+        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+            raise ValueError(f"tile_weights is {tile!r}; pass a positive whole number, or None for the default")
 
     def tile_weights_on(self, device: torch.device) -> int:
         """Weights that are dense at a time on this device."""

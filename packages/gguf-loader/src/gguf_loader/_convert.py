@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._config import DequantConfig
-from ._errors import GgufModelError
+from ._errors import GgufModelError, listed, quoted
 from ._layers import GgufConv1d, GgufConv2d, GgufConv3d, GgufEmbedding, GgufLinear, PackedLayer
 from ._packed import LOGICAL_DTYPES, PackedTensor
 
@@ -179,9 +179,9 @@ def _require_fit(
     }
     if not (missing or unexpected or mismatched):
         return
-    parts = [f"{len(missing)} missing ({', '.join(missing[:3])})"] if missing else []
-    parts += [f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])})"] if unexpected else []
-    parts += [f"{name} is {found}, not {wanted}" for name, (found, wanted) in list(mismatched.items())[:3]]
+    parts = [f"{len(missing)} missing ({listed(missing)})"] if missing else []
+    parts += [f"{len(unexpected)} unexpected ({listed(unexpected)})"] if unexpected else []
+    parts += [f"{quoted(name)} is {found}, not {wanted}" for name, (found, wanted) in list(mismatched.items())[:3]]
     error = GgufModelError(
         f"the state dict does not fit the model: {'; '.join(parts)}",
         remedy="map the names to the model's own, or build the model that the file was made from",

@@ -6,6 +6,7 @@ import mmap
 import struct
 
 from ._errors import GgufFormatError
+from ._format import MAX_HEADER_BYTES
 
 U32 = struct.Struct("<I")
 U64 = struct.Struct("<Q")
@@ -16,16 +17,18 @@ class Cursor:
 
     Attributes:
         buffer: the file, mapped, or its bytes.
-        size: bytes of the file.
+        file_size: bytes of the file.
+        size: bytes that the header may take, at most those of the file.
         offset: where the next field starts.
         path: the file's name, for complaints.
     """
 
-    __slots__ = ("buffer", "offset", "path", "size")
+    __slots__ = ("buffer", "file_size", "offset", "path", "size")
 
     def __init__(self, buffer: mmap.mmap | bytes, path: str) -> None:
         self.buffer = buffer
-        self.size = len(buffer)
+        self.file_size = len(buffer)
+        self.size = min(self.file_size, MAX_HEADER_BYTES)
         self.offset = 0
         self.path = path
 
@@ -40,7 +43,9 @@ class Cursor:
         )
 
     def ends_inside(self, field: str, offset: int) -> GgufFormatError:
-        """The error to raise for a field that is cut off by the end of the file."""
+        """The error to raise for a field that leads past the end of the file, or of what a header may take."""
+        if self.size < self.file_size:
+            return self.fail(field, offset, f"the header is longer than {self.size >> 20} MiB")
         return self.fail(field, offset, f"the file ends at byte {self.size}, inside this field")
 
     def number(self, code: struct.Struct, field: str) -> int | float:
@@ -82,6 +87,8 @@ class Cursor:
         length: int = U64.unpack_from(self.buffer, at)[0]
         if length > limit:
             raise self.fail(f"{field} length", at, f"{length} bytes, where at most {limit} are allowed")
+        if length > self.size - start and self.size < self.file_size:
+            raise self.ends_inside(field, at)
         if length > self.size - start:
             raise self.fail(f"{field} length", at, f"{length} bytes, but the file has only {self.size - start} left")
         self.offset = start + length

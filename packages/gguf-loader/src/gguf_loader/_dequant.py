@@ -105,6 +105,8 @@ def require_blocks(data: Tensor, ggml_type: GgmlType, shape: Sequence[int]) -> N
             f"packed blocks must be 1-D contiguous uint8, found {data.ndim}-D {data.dtype}",
             remedy="pass the bytes of the tensor as they lie in the file",
         )
+    if min(shape, default=0) < 0:
+        raise GgufPackedError(f"a shape of {tuple(shape)}", remedy="pass sizes of 0 or more")
     expected_bytes = ggml_type.size_bytes(math.prod(shape))
     if data.numel() != expected_bytes:
         raise GgufPackedError(

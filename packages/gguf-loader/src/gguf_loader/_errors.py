@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from itertools import islice
 from types import MappingProxyType
+
+
+def quoted(text: object, most: int = 72) -> str:
+    """Text from a file as a message may quote it: escaped, and cut to less than a line.
+
+    >>> quoted("a.weight"), quoted("n" * 100_000, 8)
+    ("'a.weight'", "'nnnnnnnn... (100000 characters)'")
+    """
+    if not isinstance(text, str | bytes):
+        return repr(text)
+    shown = repr(text[:most])
+    if len(text) <= most and len(shown) <= 2 * most + 3:
+        return shown
+    # An escaped character takes up to ten.
+    return f"{shown[:-1][: 2 * most + 2]}... ({len(text)} characters){shown[-1]}"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def listed(names: Collection[str], most: int = 3) -> str:
+    """The first few names and how many more there are.
+
+    >>> listed(["a", "b", "c", "d"])
+    "'a', 'b', 'c' and 1 more"
+    """
+    text = ", ".join(quoted(name) for name in islice(names, most))
+    return f"{text} and {len(names) - most} more" if len(names) > most else text
 
 
 class GgufError(Exception):
@@ -35,14 +65,16 @@ class GgufError(Exception):
         self.field = field
         self.offset_bytes = offset_bytes
 
+    @property
+    def detail(self) -> str:
+        """Field, offset and reason, without path and remedy: for whoever names the file in another way."""
+        if self.field is None:
+            return self.reason
+        at = "" if self.offset_bytes is None else f" at byte {self.offset_bytes}"
+        return f"{_cut(self.field, 160)}{at}: {self.reason}"
+
     def __str__(self) -> str:
-        where = []
-        if self.path is not None:
-            where.append(self.path)
-        if self.field is not None:
-            at = "" if self.offset_bytes is None else f" at byte {self.offset_bytes}"
-            where.append(f"{self.field}{at}")
-        text = ": ".join([*where, self.reason])
+        text = self.detail if self.path is None else f"{self.path}: {self.detail}"
         return f"{text}; {self.remedy}" if self.remedy else text
 
 

@@ -21,8 +21,11 @@ SPLIT_COUNT_KEY = "split.count"
 SPLIT_NUMBER_KEY = "split.no"
 ORIG_SHAPE_PREFIX = "comfy.gguf.orig_shape."
 
-# What a header may hold. The specification bounds only the key; the others are far above any real file and keep a
-# damaged length or count from being believed.
+# What a header may hold. The specification bounds only the key; the others are far above any real file (the largest
+# vocabularies take 16 MiB) and keep a damaged or hostile length or count from costing time and memory.
+MAX_HEADER_BYTES = 64 << 20
+MAX_TENSORS = 1 << 18
+MAX_PAIRS = 1 << 18
 MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 255
 MAX_TEXT_BYTES = 16 << 20

@@ -8,23 +8,27 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from ._arrays import FileStamp
 from ._cursor import U32, U64, Cursor
-from ._errors import GgufUnsupportedError
+from ._errors import GgufKeyError, GgufUnsupportedError
 from ._format import (
     ALIGNMENT_KEY,
     ARCHITECTURE_KEY,
     DEFAULT_ALIGNMENT,
     MAGIC,
     MAX_ALIGNMENT,
+    MAX_PAIRS,
+    MAX_TENSORS,
     MIN_METADATA_BYTES,
     MIN_TENSOR_BYTES,
     SPLIT_COUNT_KEY,
     SPLIT_NUMBER_KEY,
+    TYPE_KEY,
     VERSIONS,
     ValueType,
 )
+from ._identify import REMEDIES, Contents, contents_of, foreign_format
 from ._metadata import GgufMetadata, parse_metadata
+from ._opening import FileStamp, open_regular
 from ._tensors import TensorInfo, check_layout, parse_tensors
 
 
@@ -39,7 +43,7 @@ class GgufHeader:
         metadata: the key-value pairs; arrays are read when asked for.
         tensors: by name, in file order.
         data_offset_bytes: where the data section starts, which the tensors' offsets count from.
-        stamp: size and time of change of the file.
+        stamp: size, time of change and inode of the file.
     """
 
     path: str
@@ -49,6 +53,25 @@ class GgufHeader:
     tensors: Mapping[str, TensorInfo]
     data_offset_bytes: int
     stamp: FileStamp
+
+    @property
+    def contents(self) -> Contents:
+        """Whether the tensors are those of a diffusion model, a text encoder, its vision part, or a LoRA.
+
+        Their names decide, and `general.type`. What no name gives away counts as a diffusion model, of which new ones
+        appear every week.
+        """
+        return contents_of(self.tensors, self.metadata.get(TYPE_KEY))
+
+    def require(self, *wanted: Contents) -> None:
+        """Refuse a file that holds something else.
+
+        Raises:
+            GgufKeyError: names what the file holds and what to do with it.
+        """
+        found = self.contents
+        if found not in wanted:
+            raise GgufKeyError(f"a {found}, not a {wanted[0]}", path=self.path, remedy=REMEDIES[found])
 
     @property
     def architecture(self) -> str | None:
@@ -84,7 +107,7 @@ def read_header(path: str | PathLike[str]) -> GgufHeader:
         OSError: the file cannot be opened.
     """
     absolute = Path(path).absolute()
-    with absolute.open("rb") as file:
+    with open_regular(str(absolute)) as file:
         stamp = FileStamp.of(file.fileno())
         if stamp.size_bytes == 0:
             return parse_header(b"", str(absolute), stamp)
@@ -101,8 +124,10 @@ def parse_header(buffer: mmap.mmap | bytes, path: str, stamp: FileStamp) -> Gguf
     cursor = Cursor(buffer, path)
     version = _version(cursor)
     room = max(0, cursor.size - cursor.offset - 2 * U64.size)
-    tensor_count = cursor.count(U64, "tensor count", most=room // MIN_TENSOR_BYTES, unit="tensors")
-    pair_count = cursor.count(U64, "metadata count", most=room // MIN_METADATA_BYTES, unit="metadata pairs")
+    tensor_count = cursor.count(U64, "tensor count", most=min(room // MIN_TENSOR_BYTES, MAX_TENSORS), unit="tensors")
+    pair_count = cursor.count(
+        U64, "metadata count", most=min(room // MIN_METADATA_BYTES, MAX_PAIRS), unit="metadata pairs"
+    )
     metadata = parse_metadata(cursor, pair_count, stamp)
     _refuse_split(metadata, path)
     alignment = _alignment(cursor, metadata)
@@ -123,7 +148,9 @@ def parse_header(buffer: mmap.mmap | bytes, path: str, stamp: FileStamp) -> Gguf
 def _version(cursor: Cursor) -> int:
     magic = bytes(cursor.buffer[: len(MAGIC)])
     if magic != MAGIC:
-        raise cursor.fail("magic", 0, f"{magic!r} instead of {MAGIC!r}", "this is not a GGUF file")
+        found = foreign_format(bytes(cursor.buffer[:512]))
+        what, remedy = found or (f"{magic!r} instead of {MAGIC!r}", "choose a GGUF file")
+        raise cursor.fail("magic", 0, f"{what}, not a GGUF file" if found else what, remedy)
     cursor.offset = len(MAGIC)
     at = cursor.offset
     version = int(cursor.number(U32, "version"))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ._errors import GgufKeyError
+from ._errors import GgufKeyError, quoted
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -59,7 +59,9 @@ class KeyMap:
             if target is not None:
                 if target in sources:
                     raise GgufKeyError(
-                        f"has the same target as {sources[target]!r}: {target!r}", path=path, field=f"tensor {name!r}"
+                        f"has the same target as {quoted(sources[target])}: {quoted(target)}",
+                        path=path,
+                        field=f"tensor {quoted(name)}",
                     )
                 sources[target] = name
             elif not self.is_derived(name):

@@ -9,19 +9,16 @@ from typing import TypedDict
 
 import torch
 
-from ._errors import GgufKeyError, GgufTypeError
+from ._errors import GgufKeyError, GgufTypeError, quoted
 from ._header import GgufHeader, read_header
 from ._packed import PackedTensor
 from ._reader import GgufFile, open_gguf
-from ._text_components import has_original_names
 
 _LOG = logging.getLogger(__name__)
 
 DIFFUSION_PREFIX = "model.diffusion_model."
 """What single-file checkpoints put before the names of the diffusion model's tensors."""
 
-# What llama.cpp calls the first tensor of every text encoder and of every vision tower.
-_TEXT_MARKS = ("token_embd.weight", "v.patch_embd.weight")
 # ggml's own formats for activations within a product: no weight is ever stored in them, and nothing dequantises them.
 _ACTIVATION_TYPES = frozenset({"Q8_1", "Q8_K"})
 
@@ -95,23 +92,14 @@ def gguf_sd_loader(
 
     Raises:
         GgufError: as `load_gguf`.
-        GgufKeyError: the tensors are those of a text model where a diffusion model was expected, or the reverse.
+        GgufKeyError: the tensors are not those of a diffusion model, or with `is_text_model` of a text encoder.
     """
     checkpoint = load_gguf(path, prefix=handle_prefix)
     header = checkpoint.header
-    is_text = any(mark in header.tensors for mark in _TEXT_MARKS)
-    if is_text and not is_text_model:
-        raise GgufKeyError(
-            "the tensors are those of a text encoder, not of a diffusion model",
-            path=header.path,
-            remedy="load it as a text encoder (is_text_model=True, or load_text_encoder)",
-        )
-    if is_text_model and not is_text and not has_original_names(header):
-        raise GgufKeyError(
-            f"not a text encoder: its names are neither an original checkpoint's nor llama.cpp's ({_TEXT_MARKS[0]})",
-            path=header.path,
-            remedy="load it as a diffusion model, or convert the text encoder with llama.cpp",
-        )
+    if is_text_model:
+        header.require("text encoder", "vision part")
+    else:
+        header.require("diffusion model")
     return checkpoint.state_dict, ExtraInfo(arch_str=header.architecture, metadata=header.metadata.host_view())
 
 
@@ -142,7 +130,7 @@ def tensor_of(file: GgufFile, name: str, dtype: torch.dtype) -> torch.Tensor:
         raise GgufTypeError(
             f"{tensor.ggml_type} is a format of activations; no weights are stored in it",
             path=file.header.path,
-            field=f"tensor {name!r} type",
+            field=f"tensor {quoted(name)} type",
             remedy="quantise the original checkpoint to one of the weight types, such as Q8_0",
         )
     if not tensor.ggml_type.is_quantized:
@@ -157,9 +145,9 @@ def _names(header: GgufHeader, prefix: str | None) -> dict[str, str]:
     for name, key in names.items():
         if key in header.tensors:
             raise GgufKeyError(
-                f"without its prefix it has the name of another tensor, {key!r}",
+                f"without its prefix it has the name of another tensor, {quoted(key)}",
                 path=header.path,
-                field=f"tensor {name!r}",
+                field=f"tensor {quoted(name)}",
                 remedy="load the file with the prefix that its names really have, or with none",
             )
     return names

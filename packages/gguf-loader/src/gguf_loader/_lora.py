@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._config import DequantConfig
-from ._errors import GgufLoraError
-from ._low_rank import LowRank, LowRankTerms
+from ._errors import GgufLoraError, quoted
+from ._low_rank import LowRank, LowRankTerms, require_finite
 
 
 def add_lora(model: nn.Module, name: str, adapters: Mapping[str, LowRank], *, strength: float = 1.0) -> None:
@@ -30,9 +29,9 @@ def add_lora(model: nn.Module, name: str, adapters: Mapping[str, LowRank], *, st
         GgufLoraError: the model has an adapter of the name, a layer is missing, is no linear layer, is given under two
             names or has other sizes, or the strength is not finite. No layer is changed then.
     """
-    _require_strength(name, strength)
+    require_finite(f"the strength of adapter {quoted(name)}", strength)
     if name in lora_strengths(model):
-        raise GgufLoraError(f"adapter {name!r} is there already", remedy="remove it first, or set its strength")
+        raise GgufLoraError(f"adapter {quoted(name)} is there already", remedy="remove it first, or set its strength")
     fits = [(_layer(model, path), path, adapter) for path, adapter in adapters.items()]
     _refuse_twice((layer, path) for layer, path, _ in fits)
     for layer, path, adapter in fits:
@@ -53,7 +52,7 @@ def set_lora_strength(model: nn.Module, name: str, strength: float) -> None:
     Raises:
         GgufLoraError: the model has no such adapter, or the strength is not finite.
     """
-    _require_strength(name, strength)
+    require_finite(f"the strength of adapter {quoted(name)}", strength)
     for _, terms in _layers_with(model, name):
         terms.set_strength(name, strength)
 
@@ -103,7 +102,7 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
         suffix = next((known for known in _SUFFIXES if key.endswith(known)), None)
         if suffix is None or not key.startswith(prefix):
             raise GgufLoraError(
-                f"{key!r} is not part of a LoRA pair{f' under {prefix!r}' if prefix else ''}",
+                f"{quoted(key)} is not part of a LoRA pair{f' under {prefix!r}' if prefix else ''}",
                 field=key,
                 remedy=f"names are <prefix><layer> and one of {', '.join(_SUFFIXES)}; merge other patches into "
                 "the original checkpoint and convert that",
@@ -111,7 +110,7 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
         layer, part = key[len(prefix) : -len(suffix)], _SUFFIXES[suffix]
         parts = found.setdefault(layer, {})
         if part in parts:
-            raise GgufLoraError(f"layer {layer!r} has its {part} twice", field=key, remedy="the file is damaged")
+            raise GgufLoraError(f"layer {quoted(layer)} has its {part} twice", field=key, remedy="the file is damaged")
         if part == "alpha" and tensor.numel() != 1:
             raise GgufLoraError(
                 f"holds {tensor.numel()} numbers, where one is needed", field=key, remedy="the file is damaged"
@@ -120,7 +119,9 @@ def lora_from_state_dict(state_dict: Mapping[str, Tensor], *, prefix: str = "") 
     adapters = {}
     for layer, parts in found.items():
         if "down" not in parts or "up" not in parts:
-            raise GgufLoraError(f"layer {layer!r} has {' and '.join(sorted(parts))} only", remedy="the file is damaged")
+            raise GgufLoraError(
+                f"layer {quoted(layer)} has {' and '.join(sorted(parts))} only", remedy="the file is damaged"
+            )
         alpha = float(parts["alpha"].item()) if "alpha" in parts else None
         with _naming(layer):
             adapters[layer] = _with_bias(LowRank(down=parts["down"], up=parts["up"], alpha=alpha), parts)
@@ -178,7 +179,7 @@ def _layer(model: nn.Module, path: str) -> nn.Linear:
         found = None
     if not isinstance(found, nn.Linear):
         raise GgufLoraError(
-            f"layer {path!r} is {'not in the model' if found is None else f'a {type(found).__name__}'}",
+            f"layer {quoted(path)} is {'not in the model' if found is None else f'a {type(found).__name__}'}",
             field=path,
             remedy="adapters go by the names of the model's linear layers; map the names, or leave the layer out",
         )
@@ -191,13 +192,10 @@ def _refuse_twice(layers: Iterable[tuple[nn.Module, str]]) -> None:
         first = paths.setdefault(id(layer), path)
         if first != path:
             raise GgufLoraError(
-                f"layer {path!r} is layer {first!r} under another name", field=path, remedy="give it one adapter"
+                f"layer {quoted(path)} is layer {quoted(first)} under another name",
+                field=path,
+                remedy="give it one adapter",
             )
-
-
-def _require_strength(name: str, strength: float) -> None:
-    if not math.isfinite(strength):
-        raise GgufLoraError(f"the strength of adapter {name!r} is {strength}", remedy="pass a finite number")
 
 
 @contextmanager
@@ -221,5 +219,5 @@ def _layers_with(model: nn.Module, name: str) -> list[tuple[nn.Module, LowRankTe
     found = [(layer, terms) for layer, terms in _all_terms(model) if name in terms.strengths]
     if not found:
         known = ", ".join(sorted(lora_strengths(model))) or "none"
-        raise GgufLoraError(f"the model has no adapter {name!r}", remedy=f"it has {known}")
+        raise GgufLoraError(f"the model has no adapter {quoted(name)}", remedy=f"it has {known}")
     return found

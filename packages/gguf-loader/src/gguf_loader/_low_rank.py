@@ -9,7 +9,6 @@ Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, sec
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -18,7 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ._errors import GgufLoraError
+from ._errors import GgufLoraError, quoted
+
+_MOST = torch.finfo(torch.float32).max
+
+
+def require_finite(what: str, number: object) -> None:
+    """Refuse what is no finite number.
+
+    Raises:
+        GgufLoraError: it is NaN, infinite, a bool or not a number at all.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | float) or not -_MOST <= number <= _MOST:
+        shown = "too large" if type(number) is int else quoted(number)
+        raise GgufLoraError(f"{what} is {shown}", remedy="pass a finite number")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +56,8 @@ class LowRank:
                 f"factors of shapes {tuple(self.down.shape)} and {tuple(self.up.shape)} are no low-rank pair",
                 remedy="down is (rank, in_features), up is (out_features, rank), with a rank of 1 or more",
             )
-        if self.alpha is not None and not math.isfinite(self.alpha):
-            raise GgufLoraError(f"alpha is {self.alpha}", remedy="pass a finite number, or None for the rank")
+        if self.alpha is not None:
+            require_finite("alpha", self.alpha)
         if self.bias is not None and self.bias.shape != self.up.shape[:1]:
             raise GgufLoraError(
                 f"a bias of shape {tuple(self.bias.shape)} for {self.up.shape[0]} features",
@@ -117,7 +129,8 @@ class LowRankTerms(nn.Module):
         layer, found = (self.down.shape[1], self.up.shape[0]), (adapter.down.shape[1], adapter.up.shape[0])
         if found != layer:
             raise GgufLoraError(
-                f"adapter {name!r} maps {found[0]} to {found[1]} features, the layer maps {layer[0]} to {layer[1]}",
+                f"adapter {quoted(name)} maps {found[0]} to {found[1]} features, the layer maps {layer[0]} to "
+                f"{layer[1]}",
                 remedy="the adapter was made for another model",
             )
 

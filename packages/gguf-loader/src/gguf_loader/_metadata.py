@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._arrays import FileStamp, GgufArray, skip_array, value_type_at
+from ._arrays import GgufArray, skip_array, value_type_at
 from ._cursor import Cursor
-from ._errors import GgufMetadataError
+from ._errors import GgufMetadataError, quoted
 from ._format import MAX_KEY_BYTES, MAX_TEXT_BYTES, SCALARS, ValueType
+from ._opening import FileStamp
 
 MetadataValue = int | float | bool | str | GgufArray
 """A metadata value: a Python scalar, or an array that is read on demand."""
@@ -138,7 +139,7 @@ class GgufMetadata(Mapping[str, MetadataValue]):
             raise GgufMetadataError(
                 "missing",
                 path=self._path,
-                field=f"metadata {key!r}",
+                field=f"metadata {quoted(key)}",
                 remedy="the file lacks what this use of it needs; convert it again with a current converter",
             ) from None
 
@@ -146,7 +147,7 @@ class GgufMetadata(Mapping[str, MetadataValue]):
         return GgufMetadataError(
             f"{self.value_type(key).name}, where {wanted} is needed",
             path=self._path,
-            field=f"metadata {key!r}",
+            field=f"metadata {quoted(key)}",
             offset_bytes=self.value_offset(key),
         )
 
@@ -162,8 +163,8 @@ def parse_metadata(cursor: Cursor, count: int, stamp: FileStamp) -> GgufMetadata
         at = cursor.offset
         key = cursor.text(f"metadata key {index}", MAX_KEY_BYTES)
         if key in entries:
-            raise cursor.fail(f"metadata key {index}", at, f"{key!r} appears twice")
-        field = f"metadata {key!r}"
+            raise cursor.fail(f"metadata key {index}", at, f"{quoted(key)} appears twice")
+        field = f"metadata {quoted(key)}"
         value_type = value_type_at(cursor, f"{field} type")
         value_at = cursor.offset
         entries[key] = MetadataEntry(_value_at(cursor, key, field, value_type, stamp), value_type, value_at)

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
-from ._errors import GgufError, GgufPairingError
-from ._format import TYPE_KEY
+from ._errors import GgufError, GgufPairingError, quoted
 from ._header import GgufHeader, read_header
 from ._text_components import TextComponent
-from ._vision_keys import PATCH, projector_type
+from ._vision_keys import projector_type
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,8 +75,7 @@ def model_name(path: str | PathLike[str]) -> str:
 
 def is_projector(header: GgufHeader) -> bool:
     """Whether a file holds a vision tower: by `general.type`, or by its tensors where that is missing."""
-    kind = header.metadata.get(TYPE_KEY)
-    return kind in ("mmproj", "clip-vision") or PATCH in header.tensors
+    return header.contents == "vision part"
 
 
 def _misfit(projector: GgufHeader, text: GgufHeader, component: TextComponent) -> str | None:
@@ -85,7 +83,7 @@ def _misfit(projector: GgufHeader, text: GgufHeader, component: TextComponent) -
         return "not a vision projector"
     kind = projector_type(projector)
     if kind not in component.projectors:
-        return f"a projector of type {kind!r}, which does not belong to {component.name}"
+        return f"a projector of type {quoted(kind)}, which does not belong to {component.name}"
     width = projector.metadata.get("clip.vision.projection_dim")
     expected = text.metadata.get(f"{text.architecture}.embedding_length")
     if width is not None and expected is not None and width != expected:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ._arrays import FileStamp
-from ._errors import GgufKeyError
+from ._errors import GgufFormatError, GgufKeyError, quoted
 from ._header import GgufHeader, parse_header
+from ._opening import FileStamp, open_regular
 from ._tensors import TensorInfo
 from ._types import NATIVE_DTYPES
 
@@ -26,7 +26,8 @@ class GgufFile:
 
     Every process that maps the file shares its pages. The mapping is private: writing to a tensor copies the page and
     never reaches the file. It lives as long as this object or any tensor made by it; there is nothing to close. While
-    it lives, the file must not be truncated: the operating system ends a process that reads a page which is gone.
+    it lives, the file must not be truncated: the operating system ends a process (SIGBUS) that reads a page which is
+    gone. Making a tensor checks that its bytes are still there; using it cannot.
 
     Attributes:
         header: what the file says of itself.
@@ -40,6 +41,7 @@ class GgufFile:
         """The stored bytes of a tensor: 1-D uint8, a view of the mapping with a storage of its own.
 
         Raises:
+            GgufFormatError: the file was cut since, so that the tensor is gone.
             GgufKeyError: the file has no such tensor.
         """
         tensor = self._tensor(name)
@@ -49,6 +51,7 @@ class GgufFile:
         """A tensor whose ggml type is a torch dtype, as a view of the mapping in its own shape.
 
         Raises:
+            GgufFormatError: the file was cut since, so that the tensor is gone.
             GgufKeyError: the file has no such tensor, or it is quantised.
         """
         tensor = self._tensor(name)
@@ -57,7 +60,7 @@ class GgufFile:
             raise GgufKeyError(
                 f"a {tensor.ggml_type} tensor has no torch dtype",
                 path=self.header.path,
-                field=f"tensor {name!r}",
+                field=f"tensor {quoted(name)}",
                 remedy="take tensor_bytes() and dequantise them",
             )
         return self._view(tensor, dtype, tensor.size_bytes // dtype.itemsize).view(tensor.shape)
@@ -66,12 +69,19 @@ class GgufFile:
         try:
             return self.header.tensors[name]
         except KeyError:
-            raise GgufKeyError("no such tensor", path=self.header.path, field=f"tensor {name!r}") from None
+            raise GgufKeyError("no such tensor", path=self.header.path, field=f"tensor {quoted(name)}") from None
 
     def _view(self, tensor: TensorInfo, dtype: torch.dtype, count: int) -> torch.Tensor:
         # One storage a tensor, rather than slices of one: pickling or measuring a storage then sees that tensor alone.
         # The alignment of a GGUF file (at least 8) makes every offset good for every dtype.
         start = self.header.data_offset_bytes + tensor.offset_bytes
+        if start + tensor.size_bytes > self.mapping.size():
+            raise GgufFormatError(
+                f"the file was cut to {self.mapping.size()} bytes after it was opened",
+                path=self.header.path,
+                field=f"tensor {quoted(tensor.name)}",
+                remedy="restore the file and open it again",
+            )
         return torch.frombuffer(self.mapping, dtype=dtype, count=count, offset=start)
 
 
@@ -83,7 +93,7 @@ def open_gguf(path: str | PathLike[str]) -> GgufFile:
         OSError: the file cannot be opened or mapped.
     """
     absolute = Path(path).absolute()
-    with absolute.open("rb") as file:
+    with open_regular(str(absolute)) as file:
         stamp = FileStamp.of(file.fileno())
         if stamp.size_bytes == 0:
             parse_header(b"", str(absolute), stamp)

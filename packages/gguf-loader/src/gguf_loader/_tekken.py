@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Sequence
 
-from ._errors import GgufTokenizerError
+from ._errors import GgufTokenizerError, quoted
 
 PATTERN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -73,7 +73,7 @@ def _text_of(token: bytes, index: int) -> str:
 
 def _misspelled(token: bytes, index: int) -> GgufTokenizerError:
     return GgufTokenizerError(
-        f"token {index} ({token!r}) is not spelled in byte-level characters",
+        f"token {index} ({quoted(token)}) is not spelled in byte-level characters",
         field="metadata 'tokenizer.ggml.tokens'",
         remedy="convert the text encoder again, or use the tokenizer of the original checkpoint",
     )

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from ._arrays import GgufArray
 from ._cursor import U32, U64, Cursor
-from ._errors import GgufFormatError, GgufTypeError
+from ._errors import GgufFormatError, GgufTypeError, quoted
 from ._format import MAX_DIMS, MAX_NAME_BYTES, MAX_WEIGHTS, ORIG_SHAPE_PREFIX
 from ._metadata import GgufMetadata
 from ._types import GgmlType, type_by_id
@@ -56,7 +56,7 @@ def parse_tensors(cursor: Cursor, count: int, metadata: GgufMetadata) -> tuple[d
         at = cursor.offset
         name = cursor.text(f"tensor {index} name", MAX_NAME_BYTES)
         if name in tensors:
-            raise cursor.fail(f"tensor {index} name", at, f"{name!r} appears twice")
+            raise cursor.fail(f"tensor {index} name", at, f"{quoted(name)} appears twice")
         tensor = _record(cursor, name)
         if reshaped and ORIG_SHAPE_PREFIX + name in reshaped:
             tensor = _with_original_shape(cursor, tensor, metadata)
@@ -75,7 +75,7 @@ def check_layout(
     """
 
     def fail(tensor: TensorInfo, reason: str) -> GgufFormatError:
-        return cursor.fail(f"tensor {tensor.name!r} offset", offsets_at[list(tensors).index(tensor.name)], reason)
+        return cursor.fail(f"tensor {quoted(tensor.name)} offset", offsets_at[list(tensors).index(tensor.name)], reason)
 
     before = None
     end = 0
@@ -84,15 +84,15 @@ def check_layout(
         if offset % alignment:
             raise fail(tensor, f"{offset} is no multiple of the alignment {alignment}")
         if before is not None and offset < end:
-            raise fail(tensor, f"{offset} lies inside tensor {before.name!r}, which ends at {end}")
+            raise fail(tensor, f"{offset} lies inside tensor {quoted(before.name)}, which ends at {end}")
         before = tensor
         end = offset + tensor.size_bytes
     # In this order only the last tensor can lead out of the file.
-    if before is not None and data_offset_bytes + end > cursor.size:
+    if before is not None and data_offset_bytes + end > cursor.file_size:
         raise fail(
             before,
             f"{before.size_bytes} bytes from byte {data_offset_bytes + before.offset_bytes} on do not end within the "
-            f"file's {cursor.size}",
+            f"file's {cursor.file_size}",
         )
 
 
@@ -101,31 +101,31 @@ def _record(cursor: Cursor, name: str) -> TensorInfo:
     count_at = cursor.offset
     dims_at = count_at + 4
     if dims_at > cursor.size:
-        raise cursor.ends_inside(f"tensor {name!r} n_dims", count_at)
+        raise cursor.ends_inside(f"tensor {quoted(name)} n_dims", count_at)
     count = U32.unpack_from(buffer, count_at)[0]
     if count > MAX_DIMS:
-        raise cursor.fail(f"tensor {name!r} n_dims", count_at, f"{count} dimensions, not 0 to {MAX_DIMS}")
+        raise cursor.fail(f"tensor {quoted(name)} n_dims", count_at, f"{count} dimensions, not 0 to {MAX_DIMS}")
     fixed_at = dims_at + 8 * count
     end = fixed_at + 12
     if end > cursor.size:
-        raise cursor.ends_inside(f"tensor {name!r} dims, type or offset", dims_at)
+        raise cursor.ends_inside(f"tensor {quoted(name)} dims, type or offset", dims_at)
     dims = _DIMS[count].unpack_from(buffer, dims_at)
     number, offset_bytes = _TYPE_AND_OFFSET.unpack_from(buffer, fixed_at)
     cursor.offset = end
     try:
         ggml_type = type_by_id(number)
     except GgufTypeError as error:
-        error.path, error.field, error.offset_bytes = cursor.path, f"tensor {name!r} type", fixed_at
+        error.path, error.field, error.offset_bytes = cursor.path, f"tensor {quoted(name)} type", fixed_at
         raise
     weights = prod(dims)
     if weights == 0 or weights > MAX_WEIGHTS:
-        raise cursor.fail(f"tensor {name!r} dims", dims_at, f"{dims} gives {weights} weights, not 1 to 2^63 - 1")
+        raise cursor.fail(f"tensor {quoted(name)} dims", dims_at, f"{dims} gives {weights} weights, not 1 to 2^63 - 1")
     size_bytes = weights * ggml_type.type_size
     if ggml_type.block_size > 1:
         row = dims[0] if dims else 1
         if row % ggml_type.block_size:
             raise cursor.fail(
-                f"tensor {name!r} dims",
+                f"tensor {quoted(name)} dims",
                 dims_at,
                 f"rows of {row} are no multiple of the {ggml_type} block of {ggml_type.block_size}",
             )
@@ -139,13 +139,15 @@ def _with_original_shape(cursor: Cursor, tensor: TensorInfo, metadata: GgufMetad
     key = ORIG_SHAPE_PREFIX + tensor.name
     value = metadata[key]
     if not isinstance(value, GgufArray):
-        raise cursor.fail(f"metadata {key!r}", metadata.value_offset(key), "not an array of integers")
+        raise cursor.fail(f"metadata {quoted(key)}", metadata.value_offset(key), "not an array of integers")
     if len(value) > MAX_DIMS:
-        raise cursor.fail(f"metadata {key!r}", value.offset_bytes, f"{len(value)} dimensions, not 0 to {MAX_DIMS}")
+        raise cursor.fail(
+            f"metadata {quoted(key)}", value.offset_bytes, f"{len(value)} dimensions, not 0 to {MAX_DIMS}"
+        )
     shape = value.integers_from(cursor)
     if min(shape, default=1) < 1 or prod(shape) != prod(tensor.shape):
         raise cursor.fail(
-            f"metadata {key!r}",
+            f"metadata {quoted(key)}",
             value.offset_bytes,
             f"original shape {shape} does not hold the {prod(tensor.shape)} weights of the tensor's {tensor.shape}",
         )

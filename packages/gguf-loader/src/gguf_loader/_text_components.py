@@ -6,16 +6,15 @@ llama.cpp's `conversion/` and gguf-py's tensor name tables.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ._errors import GgufKeyError
+from ._errors import GgufKeyError, quoted
 from ._header import GgufHeader
+from ._identify import has_original_names
 from ._key_map import KeyMap, with_suffixes
 
-_ORIGINAL = re.compile(r"(?:text_model\.encoder\.layers|encoder\.block|model\.layers)\.\d+\.")
 _ROPE = frozenset({"rope_freqs.weight", "blk.{n}.attn_rot_embd.weight"})
 
 _LAYER = {
@@ -103,7 +102,7 @@ def component_of(header: GgufHeader, architecture: str | None = None) -> TextCom
     Raises:
         GgufKeyError: no component has the architecture.
     """
-    if architecture is None and has_original_names(header):
+    if architecture is None and has_original_names(header.tensors):
         return TextComponent(name="original", key_map=KeyMap({name: name for name in header.tensors}))
     name = header.architecture if architecture is None else architecture
     if name in ("t5", "t5encoder"):
@@ -111,18 +110,14 @@ def component_of(header: GgufHeader, architecture: str | None = None) -> TextCom
         return _T5_GATED if "enc.blk.0.ffn_gate.weight" in header.tensors else _T5_PLAIN
     component = COMPONENTS.get(name) if name is not None else None
     if component is None:
+        header.require("text encoder")
         raise GgufKeyError(
-            f"no text encoder is known under the architecture {name!r}",
+            f"no text encoder is known under the architecture {quoted(name)}",
             path=header.path,
             field="general.architecture",
             remedy=f"name the one that it is like: t5, {', '.join(COMPONENTS)}",
         )
     return component
-
-
-def has_original_names(header: GgufHeader) -> bool:
-    """Whether the tensors have the names of an original text encoder rather than llama.cpp's."""
-    return any(_ORIGINAL.match(name) for name in header.tensors)
 
 
 def _decoder_only(layer: Mapping[str, str], whole: Mapping[str, str] = MappingProxyType({})) -> KeyMap:

@@ -8,7 +8,7 @@ from os import PathLike
 
 import torch
 
-from ._errors import GgufKeyError
+from ._errors import GgufKeyError, listed
 from ._header import GgufHeader
 from ._loader import tensor_of
 from ._mmproj import find_mmproj
@@ -83,7 +83,7 @@ def load_text_encoder(
         state_dict |= seen
         unmapped += unseen
     if unmapped:
-        _LOG.warning("%s: no name is known for %s", file.header.path, ", ".join(unmapped))
+        _LOG.warning("%s: no name is known for %s", file.header.path, listed(unmapped))
     return GgufTextEncoder(
         header=file.header, component=component.name, state_dict=state_dict, unmapped=unmapped, projector=found
     )

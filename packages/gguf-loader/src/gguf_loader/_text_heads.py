@@ -11,7 +11,7 @@ import re
 
 import torch
 
-from ._errors import GgufKeyError, GgufMetadataError
+from ._errors import GgufKeyError, GgufMetadataError, quoted
 from ._header import GgufHeader
 from ._metadata import GgufMetadata
 from ._packed import PackedTensor
@@ -50,7 +50,7 @@ def restore_row_order(tensor: torch.Tensor, heads: int, name: str) -> torch.Tens
     if heads < 1 or rows % (2 * heads):
         raise GgufKeyError(
             f"{rows} rows cannot be {heads} heads of an even number of rows",
-            field=f"tensor {name!r}",
+            field=f"tensor {quoted(name)}",
             remedy="the head count in the metadata does not belong to these weights",
         )
     order = torch.arange(rows).view(heads, rows // heads // 2, 2).transpose(1, 2).reshape(-1)
@@ -59,7 +59,7 @@ def restore_row_order(tensor: torch.Tensor, heads: int, name: str) -> torch.Tens
         if row_weights % kind.block_size:
             raise GgufKeyError(
                 f"rows of {row_weights} weights share {kind.name} blocks of {kind.block_size}",
-                field=f"tensor {name!r}",
+                field=f"tensor {quoted(name)}",
                 remedy="convert the text encoder again, with this tensor in rows of whole blocks",
             )
         blocks = tensor.packed.view(rows, -1).index_select(0, order.to(tensor.device))
@@ -73,6 +73,8 @@ def _count(metadata: GgufMetadata, key: str, layer: int, path: str) -> int:
     counts = metadata.array(key)
     if layer >= len(counts):
         raise GgufMetadataError(
-            f"head counts for {len(counts)} layers, but there is a layer {layer}", path=path, field=f"metadata {key!r}"
+            f"head counts for {len(counts)} layers, but there is a layer {layer}",
+            path=path,
+            field=f"metadata {quoted(key)}",
         )
     return counts.integers()[layer]

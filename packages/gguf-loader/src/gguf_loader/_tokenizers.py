@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ._errors import GgufTokenizerError
+from ._errors import GgufTokenizerError, quoted
 from ._format import ValueType
 from ._header import GgufHeader
 from ._sentencepiece import Normalizer, Piece, SpecialIds, model_proto
@@ -54,7 +54,8 @@ def rebuild_tokenizer(header: GgufHeader) -> RebuiltTokenizer:
     if model == "gpt2" and pre == "tekken":
         return _tekken(header)
     raise GgufTokenizerError(
-        f"model {model!r} with pre-tokenizer {pre!r} is neither sentencepiece ('t5', 'llama') nor 'gpt2' with 'tekken'",
+        f"model {quoted(model)} with pre-tokenizer {quoted(pre)} is neither sentencepiece ('t5', 'llama') nor 'gpt2' "
+        "with 'tekken'",
         path=header.path,
         field=f"metadata '{KEY}model'",
         remedy="use the tokenizer that comes with the original checkpoint",
@@ -110,7 +111,9 @@ def _tekken(header: GgufHeader) -> RebuiltTokenizer:
     late = next((index for index in range(special, len(types)) if types[index] != NORMAL), None)
     if late is not None:
         # Tekken numbers ordinary tokens from the last special one on: one among them would shift all after it.
-        raise _contradiction(header, "token_type", f"token {late} ({tokens[late]!r}) is special among ordinary ones")
+        raise _contradiction(
+            header, "token_type", f"token {late} ({quoted(tokens[late])}) is special among ordinary ones"
+        )
     return RebuiltTokenizer("tekken", tekken_json(tokens[:special], tokens[special:], PATTERN), len(tokens))
 
 
@@ -135,7 +138,7 @@ def _refuse_empty_or_double(header: GgufHeader, tokens: Sequence[bytes]) -> None
     seen: set[bytes] = set()
     for index, token in enumerate(tokens):
         if not token or token in seen:
-            what = f"repeats {token!r}" if token else "is empty"
+            what = f"repeats {quoted(token)}" if token else "is empty"
             raise _contradiction(header, "tokens", f"token {index} {what}")
         seen.add(token)
 

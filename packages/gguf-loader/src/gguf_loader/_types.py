@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import torch
 
-from ._errors import GgufTypeError
+from ._errors import GgufTypeError, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,10 @@ class GgmlType:
         288
 
         Raises:
-            GgufTypeError: `weights` is not a whole number of blocks.
+            GgufTypeError: `weights` is negative or not a whole number of blocks.
         """
         blocks, rest = divmod(weights, self.block_size)
-        if rest:
+        if rest or weights < 0:
             raise GgufTypeError(
                 f"{weights} weights are not a whole number of {self.name} blocks of {self.block_size}",
                 remedy="check the shape: the last dimension of a quantised tensor is a multiple of the block",
@@ -157,5 +157,5 @@ def type_by_name(name: str) -> GgmlType:
     """
     found = GGML_TYPES.get(name)
     if found is None:
-        raise GgufTypeError(f"unknown ggml type {name!r}", remedy=f"one of {', '.join(GGML_TYPES)}")
+        raise GgufTypeError(f"unknown ggml type {quoted(name)}", remedy=f"one of {', '.join(GGML_TYPES)}")
     return found

@@ -13,14 +13,14 @@ from types import MappingProxyType
 
 import torch
 
-from ._errors import GgufKeyError
+from ._errors import GgufKeyError, quoted
 from ._header import GgufHeader
+from ._identify import PATCH
 from ._key_map import KeyMap, with_suffixes
 from ._packed import PackedTensor
 
 _DEEPSTACK = re.compile(r"v\.deepstack\.(\d+)\.")
 
-PATCH = "v.patch_embd.weight"
 LATER_PATCH = "v.patch_embd.weight.1"
 PROJECTOR_KEYS = ("clip.vision.projector_type", "clip.projector_type")
 
@@ -122,7 +122,7 @@ def vision_component_of(header: GgufHeader) -> VisionComponent:
     component = None if name is None else VISION_COMPONENTS.get(name)
     if component is None:
         raise GgufKeyError(
-            f"no vision tower is known with the projector {name!r}",
+            f"no vision tower is known with the projector {quoted(name)}",
             path=header.path,
             field=PROJECTOR_KEYS[1],
             remedy=f"known are {', '.join(VISION_COMPONENTS)}; load the text encoder without it (mmproj=None)",
@@ -163,7 +163,7 @@ def _fuse_qkv(tensors: dict[str, torch.Tensor]) -> None:
         parts = {letter: name.replace(".attn_q.", f".attn_{letter}.") for letter in "qkv"}
         missing = [part for part in parts.values() if part not in tensors]
         if missing:
-            raise GgufKeyError(f"stands without {', '.join(missing)}", field=f"tensor {name!r}")
+            raise GgufKeyError(f"stands without {', '.join(missing)}", field=f"tensor {quoted(name)}")
         tensors[name.replace(".attn_q.", ".attn_qkv.")] = _joined([tensors.pop(part) for part in parts.values()])
 
 
@@ -182,7 +182,7 @@ def _unswap_mlp(tensors: dict[str, torch.Tensor]) -> None:
     for name in [name for name in tensors if ".ffn_up." in name]:
         other = name.replace(".ffn_up.", ".ffn_down.")
         if other not in tensors:
-            raise GgufKeyError(f"stands without {other}", field=f"tensor {name!r}")
+            raise GgufKeyError(f"stands without {other}", field=f"tensor {quoted(name)}")
         tensors[name], tensors[other] = tensors[other], tensors[name]
 
 
