@@ -27,6 +27,7 @@ from device_placement._homes import Homes
 from device_placement._kept import Kept
 from device_placement._leaving import out_of
 from device_placement._order import CallOrder
+from device_placement._rehousing import Allocate
 from device_placement._ring import Ring
 from device_placement._streamed import Slot, StreamedUnit
 
@@ -42,6 +43,7 @@ class Engine:
         streamer: copies for this model.
         make_ring: allocates so many slots; raises BudgetTooSmallError.
         slots: how many.
+        allocate: gives memory on a donor to what replaces a streamed tensor.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Engine:
         streamer: Streamer,
         make_ring: Callable[[int], Ring],
         slots: int,
+        allocate: Allocate,
     ) -> None:
         self.units = tuple(units)
         self.residents = tuple(residents)
@@ -65,11 +68,12 @@ class Engine:
         self._slots = slots
         self._streamer = streamer
         self._make_ring = make_ring
+        self._allocate = allocate
         self._ring: Ring | None = None
         self._closed = False
         self._order = CallOrder(self.units)
         self._active: list[StreamedUnit] = []
-        self._homes = Homes(self.units, self.residents, self.synchronize)
+        self._homes = Homes(self.units, self.residents, self.synchronize, allocate)
         self.start()
 
     @property
@@ -369,7 +373,7 @@ class Engine:
                 self._streamer.close()
                 self.units = ()
                 self.residents = ()
-                self._homes = Homes((), (), self.synchronize)
+                self._homes = Homes((), (), self.synchronize, self._allocate)
                 self._order = CallOrder(())
 
     def require_idle(self, what: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from device_placement._errors import HandleInvalidatedError
 from device_placement._inventory import Owner
 from device_placement._kept import Kept
+from device_placement._rehousing import Allocate, rehouse
 from device_placement._streamed import StreamedUnit
 
 
@@ -24,16 +25,22 @@ class Homes:
         units: units with streamed tensors.
         residents: tensors on the compute device.
         synchronize: waits for the copies that may be reading the homes.
+        allocate: gives memory to what replaces a streamed tensor.
 
     Attributes:
         reloaded: `load_state_dict` ran on the model: tensors that are elsewhere now are to be brought home.
     """
 
     def __init__(
-        self, units: Sequence[StreamedUnit], residents: Sequence[Kept], synchronize: Callable[[], None]
+        self,
+        units: Sequence[StreamedUnit],
+        residents: Sequence[Kept],
+        synchronize: Callable[[], None],
+        allocate: Allocate,
     ) -> None:
         self.reloaded = False
         self.synchronize = synchronize
+        self._allocate = allocate
         self._units = units
         self._residents = residents
         self._sentinels: list[tuple[Owner, str, Tensor, int]] = []
@@ -60,46 +67,59 @@ class Homes:
         else:
             if all(kept.is_home() for kept in self._packed_sentinels):
                 return
-        self._settle(self._residents)
+        self._bring_residents_home(_adoptable(self._residents))
         self._post_sentinels()
 
     def settle(self, unit: StreamedUnit) -> None:
-        """Bring home what the host replaced in a unit, and accept what it edited.
+        """Let what the host put in place of a unit's tensors move in, and accept what it edited.
 
         Raises:
             HandleInvalidatedError: it moved or deleted something.
+            DevicesFullError: there is no room for what replaced a streamed tensor.
         """
-        self._settle(unit.tensors)
-        unit.note()
-
-    def _settle(self, tensors: Sequence[Kept]) -> None:
-        strays = [kept for kept in tensors if not kept.is_home()]
-        lost = [kept.name for kept in strays if not kept.adoptable()]
-        if lost:
-            raise HandleInvalidatedError(lost, "moved to another device or memory")
-        self._bring_home(strays)
-        for kept in tensors:
-            kept.note()
+        self._rehouse(unit, _adoptable(unit.tensors))
 
     def restore(self) -> None:
         """Bring every tensor home from wherever it is.
 
         Raises:
             HandleInvalidatedError: a tensor is gone or has another shape or dtype.
+            DevicesFullError: there is no room for what replaced a streamed tensor.
         """
-        everything = [*self._residents, *(kept for unit in self._units for kept in unit.tensors)]
-        self._bring_home([kept for kept in everything if not kept.is_home()])
-        for kept in everything:
-            kept.note()
+        self._bring_residents_home([kept for kept in self._residents if not kept.is_home()])
         for unit in self._units:
-            unit.note()
+            self._rehouse(unit, [kept for kept in unit.tensors if not kept.is_home()])
         self._post_sentinels()
         self.reloaded = False
 
-    def _bring_home(self, strays: Sequence[Kept]) -> None:
+    def _bring_residents_home(self, strays: Sequence[Kept]) -> None:
         if strays:
-            # A copy that still reads the old bytes must not see half of the new ones.
             self.synchronize()
             with torch.inference_mode(False), torch.no_grad():
                 for kept in strays:
                     kept.bring_home()
+        for kept in self._residents:
+            kept.note()
+
+    def _rehouse(self, unit: StreamedUnit, strays: Sequence[Kept]) -> None:
+        if strays:
+            # Copies that were prepared for the old buffers must be over before these go.
+            self.synchronize()
+            with torch.inference_mode(False), torch.no_grad():
+                rehouse(unit, strays, self._allocate)
+        for kept in unit.tensors:
+            kept.note()
+        unit.note()
+
+
+def _adoptable(tensors: Sequence[Kept]) -> list[Kept]:
+    """Those that were replaced by something that can move in.
+
+    Raises:
+        HandleInvalidatedError: some were moved or deleted.
+    """
+    strays = [kept for kept in tensors if not kept.is_home()]
+    lost = [kept.name for kept in strays if not kept.adoptable()]
+    if lost:
+        raise HandleInvalidatedError(lost, "moved to another device or memory")
+    return strays

@@ -96,27 +96,56 @@ class Kept:
         return any(pointers.get(id(part)) != part.data_ptr() for part in plain_parts(tensor))
 
     def bring_home(self) -> None:
-        """Copy the bytes that the entries refer to now to where they belong, and let the entries refer to these.
+        """Let a resident tensor live on its device again: what is there stays, what is elsewhere is copied.
 
         Raises:
-            HandleInvalidatedError: an entry is gone, refers to something of another shape or dtype, or to something
-                else than the other entries of a tied tensor, which have one home.
+            HandleInvalidatedError: an entry is gone or refers to something of another shape or dtype.
+        """
+        for (owner, key, _), parts in zip(self.entries, self.found(), strict=True):
+            homes = [
+                part
+                if part.device == self.device
+                else torch.empty_strided(spot.shape, spot.stride, dtype=spot.dtype, device=self.device).copy_(part)
+                for part, spot in zip(parts, self.spots, strict=True)
+            ]
+            if any(home is not part for part, home in zip(parts, homes, strict=True)):
+                self._place(owner, key).move_to(homes)
+        self.note()
+
+    def copy_to(self, buffer: Tensor, spots: Sequence[Spot], found: Sequence[Sequence[Tensor]]) -> None:
+        """Copy what the entries refer to now, as `found` returned it, into a buffer that nobody else refers to."""
+        for spot, part in zip(spots, found[0], strict=True):
+            spot.view(buffer).copy_(part)
+
+    def live_in(self, buffer: Tensor, spots: tuple[Spot, ...], *, move: bool) -> None:
+        """Belong to a part of another buffer from now on.
+
+        Args:
+            buffer: flat; it has the bytes already.
+            spots: where the parts of the tensor lie in it.
+            move: whether the entries are to refer to it; they do already where the buffer is a view of the old one.
+        """
+        self.buffer, self.spots = buffer, spots
+        for owner, key, _ in self.entries if move else ():
+            self._place(owner, key).move_to([spot.view(buffer) for spot in spots])
+        self.note()
+
+    def found(self) -> list[list[Tensor]]:
+        """The plain tensors that each entry refers to now.
+
+        Raises:
+            HandleInvalidatedError: an entry is gone, refers to something of another shape or dtype, or, where the
+                tensor is streamed, to something else than the other entries of a tied tensor, which have one home.
         """
         found = [self._found(owner, key) for owner, key, _ in self.entries]
         astray = [owner[key] is not tensor or self._moved(tensor) for owner, key, tensor in self.entries]
         if self.buffer is not None and any(astray):
             self._check_tie(found, all_astray=all(astray))
-        for (owner, key, tensor), parts in zip(self.entries, found, strict=True):
-            if owner[key] is tensor and not self._moved(tensor):
-                continue
-            homes = self._home_parts(parts)
-            for part, home in zip(parts, homes, strict=True):
-                if home is not part:
-                    home.copy_(part)
-            if any(home is not part for part, home in zip(parts, homes, strict=True)):
-                alone = Held([place for place in self.held.places if place.owner is owner and place.key == key])
-                alone.move_to(homes)
-        self.note()
+        return found
+
+    def _place(self, owner: Owner, key: str) -> Held:
+        """One of the entries alone."""
+        return Held([place for place in self.held.places if place.owner is owner and place.key == key])
 
     def _found(self, owner: Owner, key: str) -> list[Tensor]:
         """The plain tensors that an entry refers to now, if they could live here."""
@@ -138,16 +167,6 @@ class Kept:
         for other in others:
             if not all(one is two or torch.equal(one, two) for one, two in zip(first, other, strict=True)):
                 raise HandleInvalidatedError([self.name], "is tied and got different values in its places")
-
-    def _home_parts(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        if self.buffer is not None:
-            return [spot.view(self.buffer) for spot in self.spots]
-        return [
-            part
-            if part.device == self.device
-            else torch.empty_strided(spot.shape, spot.stride, dtype=spot.dtype, device=self.device)
-            for part, spot in zip(parts, self.spots, strict=True)
-        ]
 
     def views(self, base: Tensor) -> dict[int, Tensor]:
         """The same tensor over another copy of its buffer, for each object (by id) that entries refer to."""

@@ -100,7 +100,12 @@ def _start(model: nn.Module, mover: Mover, backend: Backend) -> PlacedModel:
 
     try:
         engine = Engine(
-            units=tuple(units), residents=mover.residents, streamer=streamer, make_ring=make_ring, slots=plan.slots
+            units=tuple(units),
+            residents=mover.residents,
+            streamer=streamer,
+            make_ring=make_ring,
+            slots=plan.slots,
+            allocate=backend.allocate,
         )
     except BaseException:
         streamer.close()

@@ -116,6 +116,12 @@ class StreamedUnit:
         self._turn = 0
         self._packed = tuple(kept for kept in self.tensors if kept.packed)
 
+    def divide(self, shares: tuple[Share, ...], kept: tuple[tuple[int, Kept], ...]) -> None:
+        """Count with other shares, which fill the same bytes of a slot; what was prepared for the old ones goes."""
+        self.shares, self.kept = shares, kept
+        self._transfers.clear()
+        self.note()
+
     def is_untouched(self) -> bool:
         """Whether every tensor is the one that was put here, with the values that were copied.
 
