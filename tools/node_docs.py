@@ -56,12 +56,12 @@ def node_page(row: NodeRow) -> str:
     if row.deprecated:
         parts.append("Superseded: it works and stays, but new workflows do better with the DisTorch nodes.")
     if row.widgets:
-        lines = ["| input | what it is | default |", "|---|---|---|"]
+        lines = ["| input | meaning | default |", "|---|---|---|"]
         lines += [
             f"| `{widget.name}` | {widget.tooltip} {_values(widget)} | {_default(widget)} |" for widget in row.widgets
         ]
         parts.append("\n".join(lines))
-    lines = ["| output | what it is |", "|---|---|"]
+    lines = ["| output | meaning |", "|---|---|"]
     parts.append("\n".join([*lines, *(f"| `{output.name}` | {output.tooltip} |" for output in row.outputs)]))
     if row.layout is not None and row.layout.places:
         others = [name for name in FIELD_OF if name not in row.input_names]

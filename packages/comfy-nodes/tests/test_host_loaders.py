@@ -25,7 +25,7 @@ def latent() -> torch.Tensor:
 
 
 def test_a_weight_dtype_that_there_is_not(host: Host) -> None:
-    with pytest.raises(adapter.ModelFileError, match=r"weight_dtype 'int3' is none; use default, fp8_e4m3fn"):
+    with pytest.raises(adapter.ModelFileError, match=r"unknown weight_dtype 'int3'; use one of default, fp8_e4m3fn"):
         adapter.load_diffusion_model(host.diffusion(), request(None), weight_dtype="int3")
 
 

@@ -223,7 +223,7 @@ WRONG: list[tuple[dict[str, Any], type[GgufError], str]] = [
     (SPM | {"tokens": [1, 2, 3]}, GgufMetadataError, r"'tokenizer.ggml.tokens': an array of INT32, not of strings"),
     (SPM | {"scores": [0.0]}, GgufTokenizerError, r"'tokenizer.ggml.scores': 1 scores for 3 tokens"),
     (SPM | {"token_type": [2, 1]}, GgufTokenizerError, r"'tokenizer.ggml.token_type': 2 types for 3 tokens"),
-    (SPM | {"token_type": [2, 1, 300]}, GgufTokenizerError, "a type that is none of 1 to 6"),
+    (SPM | {"token_type": [2, 1, 300]}, GgufTokenizerError, "a type outside 1 to 6"),
     (SPM | {"token_type": [2.0, 1.0, 1.0]}, GgufMetadataError, r"token_type': an array of FLOAT32, not of integers"),
     (SPM | {"precompiled_charsmap": [1, 2]}, GgufTokenizerError, r"precompiled_charsmap': of INT32, where bytes are"),
     (SPM | {"token_type": [1, 1, 1]}, GgufTokenizerError, "0 unknown tokens, where sentencepiece needs one"),

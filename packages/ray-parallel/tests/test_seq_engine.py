@@ -353,7 +353,7 @@ def test_remove_twice_is_fine_and_other_hooks_stay() -> None:
         (Plan(regions=[replace(REGION, attn={"attention": Attn("v", "v")})]), "no block of blocks"),
         (Plan(regions=[replace(REGION, exit=("tail", "x"))]), "no module 'tail'"),
         (Plan(regions=[replace(REGION, exit=("head", "y"))]), "no argument 'y'"),
-        (Plan(regions=[replace(REGION, exit="layers")]), "none of the lists"),
+        (Plan(regions=[replace(REGION, exit="layers")]), "not one of the lists"),
         (replace(VIDEO, control=[Control(key="k", blocks="layers", stream="v")]), "in no region"),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_replaced_file_is_noticed(path: Path) -> None:
     assert weights.are_here()
     write_file(path, {"weight": torch.zeros(9, 4), "bias": torch.zeros(9)})
     assert not weights.are_here()
-    with pytest.raises(WeightsError, match="is not the file that was shared; leave a file as it is"):
+    with pytest.raises(WeightsError, match="is not the file that was shared; do not change a file"):
         weights.open()
 
 

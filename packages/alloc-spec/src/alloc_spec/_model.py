@@ -26,11 +26,11 @@ class Dialect(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One device and what it is to hold.
+    """One device and its amount.
 
     Attributes:
         device: canonical name, `type` or `type:index` in lower case.
-        amount: what it is to hold.
+        amount: how much of the model it holds.
     """
 
     device: str

@@ -78,7 +78,7 @@ def settle(
 def implied_home(spec: AllocationSpec, compute_device: str | None) -> str | None:
     """Name the device that takes the rest though the text has no wildcard; only the dialect `bytes` has one.
 
-    It is the cpu; where the text gives the cpu an amount, it is the device that computes; else there is none.
+    It is the cpu; where the text gives the cpu an amount, it is the device that computes; else no device takes it.
     """
     if spec.dialect is not Dialect.BYTES or spec.rest_device is not None:
         return None

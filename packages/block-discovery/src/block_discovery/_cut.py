@@ -14,7 +14,7 @@ cut is the first level of *blocks*:
 4. **The rest.** Parts outside every block list that are at least `LEAF_FRACTION` of the model are units of their own;
    smaller ones, and tensors that belong directly to an opened part, stay resident.
 
-A part without a forward of its own (nn.ModuleList, a bare nn.Module) is never a unit: nothing calls it.
+A part without a forward (nn.ModuleList, a bare nn.Module) is never a unit: nothing calls it.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _emit(cut: Cut, part: Part, kind: UnitKind, group: str | None) -> None:
 
 
 def _unwrapped(part: Part) -> Part:
-    """The part itself, or what it merely wraps: no tensors of its own and a single child that is no list of blocks."""
+    """The part itself, or what it merely wraps: no direct tensors and a single child that is no list of blocks."""
     while not part.tensors and len(part.children) == 1 and not _is_block_list(part):
         part = part.children[0]
     return part

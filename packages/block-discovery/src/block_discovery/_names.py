@@ -1,4 +1,4 @@
-"""Discovery from names and sizes alone: what a checkpoint's header tells, before a byte of weights is read."""
+"""Discovery from names and sizes alone: what a checkpoint's header contains, before a byte of weights is read."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Part:
         path: dotted path from the model; empty for the model itself.
         name: last component of the path.
         class_name: class of the module, empty where only names are known.
-        callable: False for a module without a forward of its own, such as nn.ModuleList: nothing ever calls it.
+        callable: False for a module without a forward, such as nn.ModuleList: nothing ever calls it.
         is_embedding: a lookup table.
         tensors: the part's own tensors, those of its children not included.
         children: parts inside, in the order of the model.

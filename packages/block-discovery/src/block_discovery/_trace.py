@@ -46,7 +46,7 @@ class CallTrace:
 
         A bypassed unit becomes the parts of it that were called, with the unit as their group; what it holds besides
         goes to the rest. A part that is called both within its unit and from outside goes to the rest as well. Units
-        that were not called stay as they are.
+        that were not called are unchanged.
         """
         outside = _outside_parts(self._seen)
         called = {call.unit for call in self._seen if call.path == call.unit}
@@ -84,7 +84,7 @@ def trace_calls(model: nn.Module, tree: BlockTree) -> Iterator[CallTrace]:
     """Record which units the forwards inside the `with` block call, in which order and how often.
 
     Works on any device, the meta device included, and leaves no hook behind. Forwards in several threads at once are
-    not told apart. Code that reads a weight without calling its module is not seen.
+    not distinguished. Code that reads a weight without calling its module is not seen.
 
     Args:
         model: the module that the tree was made of, or that has units at the same paths.

@@ -1,6 +1,6 @@
 """Torchspan's face: the torchspan command and the ComfyUI node pack.
 
-What ComfyUI looks for in a pack can be had from here; it is made when it is asked for: the command pays nothing.
+ComfyUI finds here what it looks for in a pack; it is made when it is asked for, so the command pays nothing.
 """
 
 from __future__ import annotations

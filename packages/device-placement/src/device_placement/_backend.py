@@ -94,7 +94,7 @@ class Backend(Protocol):
         """
 
     def free_bytes(self, name: str) -> int | None:
-        """Bytes that `allocate` could give at most, or None when only trying tells."""
+        """Bytes that `allocate` could give at most, or None when only an attempt shows it."""
 
     def open(self, compute: str, donors: Mapping[str, int]) -> Streamer:
         """Make ready to stream to `compute`.

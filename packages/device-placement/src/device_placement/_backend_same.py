@@ -29,7 +29,7 @@ class SameDeviceBackend:
         return allocate_or_refuse(size_bytes, torch.device("cpu"))
 
     def free_bytes(self, name: str) -> int | None:
-        """None: only trying tells."""
+        """None: only an attempt shows it."""
         return None
 
     def open(self, compute: str, donors: Mapping[str, int]) -> SharedMemory:

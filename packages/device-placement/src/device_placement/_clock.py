@@ -11,7 +11,7 @@ SLEEP_MARGIN_SECONDS = 1e-3
 
 
 class Clock(Protocol):
-    """Something that tells the time and can be waited on."""
+    """A clock that can be waited on."""
 
     def now(self) -> float:
         """Seconds since some fixed moment."""

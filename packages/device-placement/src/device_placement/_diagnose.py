@@ -17,7 +17,7 @@ class Finding:
 
     Attributes:
         level: ``"ok"``, ``"note"`` (it costs speed, or explains something) or ``"problem"`` (a device is missing).
-        subject: what it is about, in a word or two.
+        subject: the topic, one or two words.
         message: what was found.
         remedy: what would change it; empty where nothing needs to.
     """

@@ -70,7 +70,7 @@ class BudgetTooSmallError(PlacementError):
 
     Attributes:
         device: the device that is too small.
-        what: what does not fit, in words.
+        what: a name for what does not fit.
         needed_bytes: bytes that must be there.
         available_bytes: bytes that may be used there.
         remedy: what would help.
@@ -136,7 +136,7 @@ class InvalidJsonError(PlacementError, ValueError):
 
 
 class PlanMismatchError(PlacementError):
-    """A plan was made for another model than the one to be placed, or the model cannot be placed as it is.
+    """A plan was made for another model than the one to be placed, or this model cannot be placed.
 
     Attributes:
         names: the tensors or modules in question.

@@ -157,7 +157,7 @@ class Hardware:
         """The device of that name.
 
         Raises:
-            UnknownDeviceError: there is none; the message lists those there are.
+            UnknownDeviceError: no such device; the message lists the known ones.
         """
         for device in self.devices:
             if device.name == name:

@@ -48,7 +48,7 @@ class Homes:
         self._post_sentinels()
 
     def _post_sentinels(self) -> None:
-        """Choose one resident tensor of each module: it tells of a `.to()` as well as all of them, and sooner."""
+        """Choose one resident tensor of each module: it shows a `.to()` as well as all of them would, and sooner."""
         by_owner = {id(kept.entries[0][0]): kept for kept in self._residents if kept.size_bytes}
         self._packed_sentinels = [kept for kept in by_owner.values() if kept.packed]
         self._sentinels = [

@@ -22,7 +22,7 @@ _CGROUP_FILES = (
 def host_memory(root: Path = _ROOT) -> tuple[int, int]:
     """Free and total bytes of host memory that this process may use.
 
-    Free is what can be had without swapping, caches that the system would give up included. On Linux a limit of the
+    Free is what is left without swapping, caches that the system would give up included. On Linux a limit of the
     container counts as the total where it is lower.
 
     Args:

@@ -158,7 +158,7 @@ def _check(inventory: Inventory) -> None:
     ]
     if special:
         raise PlanMismatchError(
-            "tensors are sparse or of a quantised dtype of torch, and no bytes that can be copied as they are",
+            "tensors are sparse or of a quantised dtype of torch, and cannot be copied byte by byte",
             special,
             "convert them to dense tensors",
         )
@@ -177,7 +177,7 @@ def _check(inventory: Inventory) -> None:
                 raise PlanMismatchError(
                     "tensors share a part of their memory",
                     [name, other],
-                    "tie whole tensors, or give each memory of its own (clone one of them)",
+                    "tie whole tensors, or give each separate memory (clone one of them)",
                 )
 
 
@@ -222,7 +222,7 @@ def assign(model: nn.Module, inventory: Inventory, plan: PlacementPlan) -> Assig
             f"tensors have another size than planned ({first!r} has "
             f"{stored_bytes(inventory.by_name[first].tensor)} bytes, planned were {homes[first].size_bytes})",
             resized,
-            "make the plan from this model as it is loaded (same dtype, same quantisation)",
+            "make the plan from the loaded model (same dtype, same quantisation)",
         )
     planned: dict[int, str] = {}
     for name in homes:

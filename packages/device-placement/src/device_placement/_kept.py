@@ -25,7 +25,7 @@ class Kept:
         held: the tensor and the entries that refer to it; they refer to its home already.
         device_name: its home in the plan.
         device: the same for torch.
-        buffer: the flat buffer it is a view of, None for a resident tensor, which has memory of its own.
+        buffer: the flat buffer it is a view of, None for a resident tensor, which has separate memory.
         spots: where its parts lie in the buffer, and what they look like.
     """
 

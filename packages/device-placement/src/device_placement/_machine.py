@@ -23,7 +23,7 @@ class Machine(Protocol):
     """A machine that can be probed."""
 
     def current(self) -> str:
-        """Name of the accelerator that torch would use now, ``"cpu"`` where there is none."""
+        """Name of the accelerator that torch would use now, ``"cpu"`` on a machine without one."""
 
     def accelerators(self) -> tuple[str, ...]:
         """Names of all accelerators that torch counts, whether or not they work."""

@@ -19,7 +19,7 @@ from device_placement._host_memory import host_memory
 from device_placement._ledger import Ledger
 
 PIN_FRACTION = 0.5
-"""Share of the machine's memory that is pinned at most, unless told otherwise."""
+"""Share of the machine's memory that is pinned at most, by default."""
 
 _log = logging.getLogger(__name__)
 

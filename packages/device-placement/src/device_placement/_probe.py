@@ -136,7 +136,7 @@ def _link(machine: Machine, source: str, target: str, measure_bytes: int) -> Lin
 
 
 def _with_ingress(machine: Machine, links: Sequence[Link], measure_bytes: int) -> tuple[Link, ...]:
-    """Name the ingress of each link: that of an earlier one which it slows down, else one of its own."""
+    """Name the ingress of each link: that of an earlier one which it slows down, else a new one."""
     named: list[Link] = []
     for link in reversed(links):  # the host comes last, and gives the shared ingress its name
         ingress = "host" if link.source == "cpu" or not link.verified else f"from {link.source}"

@@ -64,7 +64,7 @@ class Ring:
         """Start to bring `unit` into a slot that no forward reads and that holds none of the units `wanted` soon.
 
         Returns:
-            the slot, or None when there is none to be had.
+            the slot, or None when all are in use.
         """
         for slot in self.slots:
             if not slot.busy and slot.unit not in wanted:

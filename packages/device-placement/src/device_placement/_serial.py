@@ -17,7 +17,7 @@ _PREFIX = "device-placement/"
 
 
 def dumps(kind: str, value: Any, *, indent: int | None) -> str:
-    """Text of a dataclass with a header that says what it is; NaN and infinities are refused."""
+    """Text of a dataclass with a header that names its kind; NaN and infinities are refused."""
     header = {"format": _PREFIX + kind, "version": VERSION}
     return json.dumps(header | _encode(value), indent=indent, allow_nan=False)
 

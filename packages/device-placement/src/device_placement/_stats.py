@@ -15,7 +15,7 @@ class PlacementStats:
         calls: forwards of units with streamed tensors.
         copies: copies started, one for each donor of a unit that was fetched.
         copied_bytes: bytes of these, by donor.
-        surprises: calls that were not the ones expected, after which the order was learnt anew.
+        surprises: calls that were not the ones expected, after which the order was learnt again.
         refetches: units fetched again because their tensors had been edited or replaced.
         waits: forwards that waited on the host for their bytes. Always 0 on an accelerator, which waits by itself.
         wait_seconds: how long they did.

@@ -65,7 +65,7 @@ class StreamedUnit:
         kept: its streamed tensors, each with the index of its share.
 
     Attributes:
-        entries: all entries of its modules that refer to streamed tensors, as they are between forwards.
+        entries: all entries of its modules that refer to streamed tensors, in their state between forwards.
         slot: where its bytes are, or None.
         depth: how often it is being called, by the thread `owner`.
         calls: forwards so far.

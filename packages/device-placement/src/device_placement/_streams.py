@@ -29,7 +29,7 @@ class StreamTransfer(Protocol):
 
 
 def copy_on(stream: torch.Stream, source: Tensor, target: Tensor) -> None:
-    """Copy without waiting, on `stream`; the calling thread's current streams and device stay as they are.
+    """Copy without waiting, on `stream`; the calling thread's current streams and device do not change.
 
     Bytes that come from another accelerator leave it on the stream that is current there, and so in order with what
     was written there before.

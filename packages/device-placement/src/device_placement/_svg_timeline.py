@@ -83,7 +83,7 @@ def _axis(seconds: float, scale: float, bottom: float) -> list[str]:
 
 
 def _spans(spans: list[Span], *, y: float, scale: float, colour: str) -> list[str]:
-    """Boxes of one lane, neighbours told apart by their shade; what is too thin to be seen is drawn together."""
+    """Boxes of one lane, neighbours differ in their shade; what is too thin to be seen is drawn together."""
     parts = []
     for index, run in enumerate(_runs(spans, thinnest=_THINNEST / scale if scale else 0.0)):
         first, last = run[0], run[-1]

@@ -1,4 +1,4 @@
-"""A thread that does what it is given, in order, for copies that the device cannot do by itself."""
+"""A thread that does its tasks in order, for copies that the device cannot do by itself."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def require_backend(backend: str) -> None:
     """Refuse a name that is no backend.
 
     Raises:
-        GgufPackedError: it is none.
+        GgufPackedError: it is not one.
     """
     if backend not in _BACKENDS:
         raise GgufPackedError(f"unknown backend {backend!r}", remedy=f"choose one of {', '.join(_BACKENDS)}")
@@ -49,7 +49,7 @@ def is_traced(data: Tensor) -> bool:
     """Whether torch records what is done with these blocks instead of doing it, and should see an operator.
 
     Torch before 2.13 does not say that it is compiling while it traces a method of a `PackedTensor`; what it hands in
-    then, and in a `FakeTensorMode`, is a tensor of its own kind.
+    then, and in a `FakeTensorMode`, is a tensor of another kind.
     """
     return torch.compiler.is_compiling() or type(data) is not Tensor
 

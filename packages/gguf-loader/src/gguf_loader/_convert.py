@@ -39,7 +39,7 @@ class LoadReport:
 
     Attributes:
         packed: names that stay packed.
-        dequantized: names that were packed and are dense now, because their owner computes with them as they are.
+        dequantized: names that were packed and are dense now, because their owner computes with dense numbers.
         plain: names that were dense already.
         missing: names of the model that got no value (only without `strict`).
         unexpected: names that the model does not have (only without `strict`).
@@ -80,7 +80,7 @@ def load_packed(
 
     Weights of `torch.nn.Linear`, `Embedding` and `Conv1d` to `Conv3d` stay packed, and their layers become `GgufLinear`
     and so on in place: same object, same name, same hooks. Subclasses of those layers have a forward of their own, and
-    other modules (norms, bare parameters) compute with their parameters as they are, so theirs are dequantised once.
+    other modules (norms, bare parameters) compute with dense parameters, so theirs are dequantised once.
     Tensors are taken over, not copied, unless their dtype differs from what the model declares; packed tensors take the
     declared dtype as the one that they dequantise to. Tied parameters stay tied. Nothing requires a gradient after.
 

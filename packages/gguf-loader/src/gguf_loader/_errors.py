@@ -107,7 +107,7 @@ class GgufTokenizerError(GgufError):
 
 
 class GgufPackedError(GgufError):
-    """An operation that quantised blocks cannot answer as they are; the remedy is mostly `.dequantize()` first."""
+    """An operation that quantised blocks cannot answer; the remedy is mostly `.dequantize()` first."""
 
 
 class GgufModelError(GgufError):

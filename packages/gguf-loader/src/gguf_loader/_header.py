@@ -75,7 +75,7 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str | None:
-        """The name under `general.architecture`: a hint, since converters invent names; None where there is none.
+        """The name under `general.architecture`: a hint, since converters invent names; None without one.
 
         Raises:
             GgufMetadataError: the value is not a string.

@@ -79,7 +79,7 @@ def _q6_k(b: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
 
 
 def _iq4(packed: Tensor, w: Tensor, lanes: Lanes, scale: Tensor) -> None:
-    """Low codes of 16 bytes, then their high codes: the entries stay as they are, and are read in another order."""
+    """Low codes of 16 bytes, then their high codes: the entries do not move, and are read in another order."""
     index = lanes.integers("index", packed.view(torch.int16)).bitwise_and_(0xFFFF).view(-1)
     entries = lanes.take("q", (index.numel(),), torch.int32)
     torch.index_select(lanes.table(pair_table, IQ4_VALUES), 0, index, out=entries)

@@ -189,7 +189,7 @@ def scaled(weights: Tensor, quants: Tensor, scale: Tensor, offset: Tensor | None
 
 
 def unsigned(lanes: Tensor) -> Tensor:
-    """The bytes of lanes as they are."""
+    """The raw bytes of lanes."""
     return lanes.view(torch.uint8)
 
 

@@ -40,7 +40,7 @@ class _Packed(nn.Module):
 
 
 class GgufLinear(_Packed, nn.Linear):
-    """`torch.nn.Linear` with a packed weight (out_features, in_features), dequantised by tiles of rows as it is used.
+    """`torch.nn.Linear` with a packed weight (out_features, in_features), dequantised by tiles of rows when it is used.
 
     Made by `load_packed`, or `pack_layer`. Gradients flow through it to the activations.
     """

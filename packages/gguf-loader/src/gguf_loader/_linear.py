@@ -89,7 +89,7 @@ def _changed_bias(bias: Tensor | None, changes: Sequence[Change], dtype: torch.d
             field="bias_changes",
             remedy="pass bias changes only where there is a bias",
         )
-    # A copy always: a change may write to what it is given, and the bias belongs to the layer.
+    # A copy always: a change may write to its argument, and the bias belongs to the layer.
     return _changed(bias.to(dtype, copy=True), changes, "biases")
 
 
@@ -188,7 +188,7 @@ def packed_embedding(indices: Tensor, weight: PackedTensor, config: DequantConfi
     Args:
         indices: integers of any shape, on the device of the weight.
         weight: (rows, features), rows of whole blocks.
-        config: the model's choices. `dequant_dtype` is none of them here: nothing is multiplied.
+        config: the model's choices. `dequant_dtype` has no effect here: nothing is multiplied.
 
     Returns:
         (*indices.shape, features) in the dtype of the weight.

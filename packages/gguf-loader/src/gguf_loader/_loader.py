@@ -53,7 +53,7 @@ def load_gguf(
     Args:
         path: the file.
         prefix: where any name starts with it, it is cut off and the other names are left out.
-        dtype: what the packed tensors dequantise to unless told otherwise. Native tensors keep the dtype of the file.
+        dtype: what the packed tensors dequantise to by default. Native tensors keep the dtype of the file.
 
     Raises:
         GgufFormatError: the file is malformed.

@@ -51,7 +51,7 @@ class GgufMetadata(Mapping[str, MetadataValue]):
         return f"GgufMetadata({self._path!r}, {len(self)} keys)"
 
     def value_type(self, key: str) -> ValueType:
-        """The type of a value in the file: what tells UINT8 from INT64, or FLOAT32 from FLOAT64.
+        """The type of a value in the file: which distinguishes UINT8 from INT64, or FLOAT32 from FLOAT64.
 
         Raises:
             KeyError: the file has no such key.
@@ -81,7 +81,7 @@ class GgufMetadata(Mapping[str, MetadataValue]):
         """The integer under a key, of whatever width.
 
         Raises:
-            GgufMetadataError: missing, or not an integer (a bool is none).
+            GgufMetadataError: missing, or not an integer (a bool is not one).
         """
         value = self._required(key)
         if not isinstance(value, int) or isinstance(value, bool):

@@ -35,7 +35,7 @@ def find_mmproj(
 
     Args:
         header: of the text encoder.
-        component: what it is; says which projectors fit.
+        component: its kind, which decides which projectors fit.
         explicit: the file that the caller wants, which must fit.
 
     Raises:

@@ -43,8 +43,8 @@ class PackedTensor(torch.Tensor):
         data: the blocks.
         ggml_type: their type; one that has a dequantisation (not Q8_1 and Q8_K, and not an integer type).
         shape: the logical shape, in torch order (rows first).
-        dtype: what `dequantize()` returns when it is not told, and what the tensor says that it is. bfloat16 unless
-            told otherwise, for it is what diffusion models of today run in and it has the range of every ggml type.
+        dtype: what `dequantize()` returns by default, and what the tensor says that it is. bfloat16 unless
+            another is named: today's diffusion models run in it, and it has the range of every ggml type.
 
     Raises:
         GgufPackedError: the blocks are not 1-D contiguous uint8, or dtype is not a floating dtype of 16 to 64 bits.
@@ -123,17 +123,17 @@ class PackedTensor(torch.Tensor):
         return self.packed.nbytes
 
     def data_ptr(self) -> int:
-        """Address of the first packed block, so that tied tensors can be told by it."""
+        """Address of the first packed block, which tied tensors share."""
         return self.packed.data_ptr()
 
     def detach(self) -> PackedTensor:
-        """A tensor of its own over the same blocks."""
+        """A new tensor over the same blocks."""
         # The dispatcher would do the same. With torch 2.14 the first dispatch on any subclass imports DTensor, which
         # takes seconds; making parameters and running packed layers goes without it.
         return self.with_blocks(self.packed)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Refuse a gradient: there is none of quantised blocks.
+        """Refuse a gradient: quantised blocks have no gradient.
 
         Raises:
             GgufPackedError: `requires_grad` is true.

@@ -38,7 +38,7 @@ class GgufFile:
     mapping: mmap.mmap
 
     def tensor_bytes(self, name: str) -> torch.Tensor:
-        """The stored bytes of a tensor: 1-D uint8, a view of the mapping with a storage of its own.
+        """The stored bytes of a tensor: 1-D uint8, a view of the mapping with a separate storage.
 
         Raises:
             GgufFormatError: the file was cut since, so that the tensor is gone.

@@ -97,7 +97,7 @@ def component_of(header: GgufHeader, architecture: str | None = None) -> TextCom
     """The component that a file holds, by `general.architecture` or by the name given instead.
 
     A file whose tensors have the names of the original checkpoint, as converters other than llama.cpp's leave them, is
-    taken as it is.
+    taken unchanged.
 
     Raises:
         GgufKeyError: no component has the architecture.
@@ -165,4 +165,4 @@ COMPONENTS: Mapping[str, TextComponent] = MappingProxyType(
         "gemma4": TextComponent(name="gemma4", key_map=_decoder_only(_GEMMA4_LAYER, _GEMMA4_WHOLE)),
     }
 )
-"""The decoder-only components by `general.architecture`; T5's are told apart by their tensors."""
+"""The decoder-only components by `general.architecture`; T5's differ in their tensors."""

@@ -61,7 +61,7 @@ def load_text_encoder(
         path: the file.
         architecture: what to read it as, where `general.architecture` is missing or unknown.
         mmproj: file of the vision projector; `"auto"` looks beside the text encoder, None loads the text alone.
-        dtype: what packed tensors dequantise to unless told otherwise.
+        dtype: what packed tensors dequantise to by default.
 
     Raises:
         GgufFormatError: a file is malformed.

@@ -40,7 +40,7 @@ def heads_of(name: str, header: GgufHeader, architecture: str | None = None) -> 
 def restore_row_order(tensor: torch.Tensor, heads: int, name: str) -> torch.Tensor:
     """The tensor with the rows of each head as the original checkpoint has them: even rows first, then odd ones.
 
-    Quantised rows of whole blocks move as they are. The result is a copy, since rows of a mapped file
+    Quantised rows of whole blocks move without a change. The result is a copy, since rows of a mapped file
     cannot be reordered in place.
 
     Raises:

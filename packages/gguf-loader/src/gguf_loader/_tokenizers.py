@@ -23,7 +23,7 @@ UNIGRAM, BPE = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class RebuiltTokenizer:
-    """A tokenizer in the format of its own library.
+    """A tokenizer in the format of its library.
 
     Attributes:
         kind: `sentencepiece` (a serialised ModelProto) or `tekken` (Mistral's JSON).
@@ -124,7 +124,7 @@ def _tokens(header: GgufHeader) -> tuple[list[bytes], list[int]]:
     if len(tokens) != len(types):
         raise _contradiction(header, "token_type", f"{len(types)} types for {len(tokens)} tokens")
     if any(not NORMAL <= type_ <= BYTE for type_ in types):
-        raise _contradiction(header, "token_type", f"a type that is none of {NORMAL} to {BYTE}")
+        raise _contradiction(header, "token_type", f"a type outside {NORMAL} to {BYTE}")
     count = len(tokens)
     while count and types[count - 1] in (UNUSED, UNKNOWN) and tokens[count - 1] == b"[PAD%d]" % (count - 1):
         count -= 1

@@ -89,7 +89,7 @@ VISION_COMPONENTS: Mapping[str, VisionComponent] = MappingProxyType(
     {
         "qwen2vl_merger": _qwen("qwen2vl_merger", _QWEN2_OUTSIDE, _QWEN2_BLOCK, "visual."),
         "qwen2.5vl_merger": _qwen("qwen2.5vl_merger", _QWEN2_OUTSIDE, _QWEN25_BLOCK, "visual."),
-        # ComfyUI tells Qwen3-VL from Qwen3 by this prefix, which is also the one of the original checkpoints.
+        # ComfyUI distinguishes Qwen3-VL from Qwen3 by this prefix, which is also the one of the original checkpoints.
         "qwen3vl_merger": _qwen("qwen3vl_merger", _QWEN3_OUTSIDE, _QWEN3_BLOCK, "model.visual."),
         "gemma3": VisionComponent(
             name="gemma3",

@@ -86,7 +86,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def sample(context: WorkerContext, built: Built, *, loop: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a loop in a worker; rank 0 returns the latents, all return what tells whether theirs are the same."""
+    """Run a loop in a worker; rank 0 returns the latents, all return a digest of theirs."""
     sent_before = _sent_bytes(built.parallel)
     began = time.perf_counter()
     with torch.no_grad():

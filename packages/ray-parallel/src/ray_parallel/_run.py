@@ -49,7 +49,7 @@ class Runner:
     Args:
         model: ``"package.module:name"`` of a class or function that builds the model, such as
             ``"diffusers:FluxTransformer2DModel"``; each worker imports it.
-        arguments: what it is called with; plain data.
+        arguments: its arguments; plain data.
         weights: a safetensors file, the index of a sharded one, or tensors by name. A file is the better way.
         plan: how the model's tokens are split; None takes the plan that is known for its class.
         kind: how attention is exchanged: "ulysses", "ring", "usp" or "all_gather".

@@ -53,7 +53,7 @@ def read_size(text: str) -> int:
     """Read a size with its unit, base 1024.
 
     Raises:
-        argparse.ArgumentTypeError: it is none; the message shows what would be.
+        argparse.ArgumentTypeError: it is not one; the message shows what would be.
 
     >>> read_size("2.5gb")
     2684354560
@@ -89,7 +89,7 @@ def read_link(text: str) -> LinkArgument:
     """Read ``SOURCE=GBPS``, the bandwidth in 1e9 bytes a second.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not one.
 
     >>> read_link("cpu=25")
     LinkArgument(source='cpu', gb_per_second=25.0)
@@ -106,7 +106,7 @@ def read_device_name(text: str) -> str:
     """Read the name of a device into its canonical form.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not one.
 
     >>> read_device_name(" CUDA:0 ")
     'cuda:0'
@@ -118,7 +118,7 @@ def read_positive(text: str) -> float:
     """Read a finite number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not one.
     """
     try:
         number = float(text)
@@ -133,7 +133,7 @@ def read_count(text: str) -> int:
     """Read a whole number, 1 or more.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: it is not one.
     """
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")

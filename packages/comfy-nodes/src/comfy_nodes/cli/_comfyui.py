@@ -37,7 +37,7 @@ class PackCopy:
 
 
 def find_comfyui(asked: str | None) -> Path | None:
-    """The folder that ComfyUI runs in: asked for, or COMFYUI_PATH, or the current folder; None where there is none.
+    """The folder that ComfyUI runs in: asked for, or COMFYUI_PATH, or the current folder; None without one.
 
     Raises:
         CommandError: the folder asked for, or in COMFYUI_PATH, has no `custom_nodes`.

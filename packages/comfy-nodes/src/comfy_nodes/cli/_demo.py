@@ -74,13 +74,13 @@ def _demonstrate(options: argparse.Namespace, spec: AllocationSpec, file: DemoFi
     tree = _write_and_discover(file, checkpoint, config)
     machine = _machine(tree)
     placement = _plan(tree, spec, machine, options)
-    print(heading("4. The model as it is, for comparison"))
+    print(heading("4. The unplaced model, for comparison"))
     model = file.load(checkpoint)
     reference = denoise(model, model.config, steps=options.steps, seed=SEED, title="unplaced ")
     machine = _linked(machine, placement, reference.steady_seconds, options.link)
     estimate = _predict(tree, spec, machine, placement, reference.steady_seconds)
     placed, stats = _run_placed(model, placement, machine, options)
-    # Taken off again, the model must be the old one, and its time tells how steady this machine is.
+    # Taken off again, the model must be the old one, and its time shows how steady this machine is.
     after = denoise(model, model.config, steps=options.steps, seed=SEED, title="taken off")
     difference = max(largest_difference(run.latent, reference.latent) for run in (after, placed))
     _report(estimate, reference, placed, after, stats)

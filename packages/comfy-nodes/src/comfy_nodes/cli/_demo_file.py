@@ -26,7 +26,7 @@ class DemoFile:
         write: takes a path, the shape of the model and a seed, and returns the size of the file in bytes.
         load: gives the model in a file, ready for inference on the CPU.
         load_dense: gives an ordinary model with the same weights, computed out of the quantised ones; None where a file
-            holds weights as they are.
+            holds weights unpacked.
     """
 
     suffix: str

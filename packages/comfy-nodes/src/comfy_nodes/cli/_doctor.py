@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> ExitCode:
     """Print the findings; refuse when one of them is a problem.
 
     Raises:
-        CommandError: the folder given for ComfyUI is none.
+        CommandError: the folder given for ComfyUI does not hold it.
     """
     sections: Mapping[str, Sequence[Finding]] = {
         "packages": tuple(package_findings()),

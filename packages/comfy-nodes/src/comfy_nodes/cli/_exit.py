@@ -10,7 +10,7 @@ from typing import Final
 
 
 class ExitCode(IntEnum):
-    """What the command tells the shell."""
+    """The exit codes of the command."""
 
     OK = 0
     REFUSED = 1
@@ -22,7 +22,7 @@ class CommandError(Exception):
     """A command cannot do what it was asked to.
 
     Attributes:
-        exit_code: what the shell is told.
+        exit_code: for the shell.
     """
 
     def __init__(self, message: str, *, exit_code: ExitCode = ExitCode.REFUSED) -> None:

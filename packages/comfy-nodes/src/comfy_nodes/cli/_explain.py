@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> ExitCode:
     if model_bytes is not None:
         memory = memory_of(devices)
         compute = choose_compute(options.compute, spec, tuple(memory))
-        # Both are AllocSpecErrors: what the devices refuse is told apart from what cannot be read.
+        # Both are AllocSpecErrors: what the devices refuse differs from what cannot be read.
         with (
             exits_with(ExitCode.USAGE, AllocSpecError),
             exits_with(ExitCode.REFUSED, AllocResolveError),

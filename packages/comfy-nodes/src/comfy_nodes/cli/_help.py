@@ -51,7 +51,7 @@ Plan where each byte of a model lives, from the header of its file alone: no
 weight is read and the devices need not exist. With --device the answer comes
 without loading torch, in well under a second.
 
-An allocation says what each device holds; `torchspan explain` tells what one
+An allocation says what each device holds; `torchspan explain` says what one
 means. Without one, or with "auto", the planner keeps on the compute device what
 fits there. A prediction needs the seconds of a pass with all weights resident;
 without --compute-seconds the slowdown is given for passes of four lengths.
@@ -86,7 +86,7 @@ many weights are kept in which type and what each type costs, the blocks that
 a plan would place, and the metadata. No weight is read.
 
 A model in GGUF is mixed: large matrices in few bits, norms and biases whole.
-"bits a weight" tells how far a mix really goes, scales included: Q8_0 has 8.5,
+"bits a weight" shows how far a mix really goes, scales included: Q8_0 has 8.5,
 Q4_K has 4.5, F16 has 16.
 
 examples:
@@ -147,7 +147,7 @@ examples:
 """
 
 SP_CHECK = """\
-Try a plan file against the model as it is today: its class, the arguments of
+Try a plan file with today's model: its class, the arguments of
 its blocks, branches on sizes that were not there, and its results on the
 virtual ranks. The exit code is 1 when the plan no longer holds.
 

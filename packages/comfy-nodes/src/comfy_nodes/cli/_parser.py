@@ -1,4 +1,4 @@
-"""The command tree: what can be typed, in words that teach. Nothing here needs torch."""
+"""The command tree: what can be typed, with help that teaches. Nothing here needs torch."""
 
 from __future__ import annotations
 

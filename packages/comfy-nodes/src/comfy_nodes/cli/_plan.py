@@ -137,7 +137,7 @@ def _packing(
 
 
 def _asked_spec(options: argparse.Namespace) -> AllocationSpec | None:
-    """The allocation that was typed; None where there is none, or where it needs the machine to be complete."""
+    """The allocation that was typed; None without one, or where it needs the machine to be complete."""
     if options.spec is None:
         if options.donor is not None and options.virtual_ram_gb is None:
             raise CommandError("--donor says where, but not how much; add --virtual-ram-gb", exit_code=ExitCode.USAGE)

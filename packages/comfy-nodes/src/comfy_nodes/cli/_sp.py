@@ -45,7 +45,7 @@ def run_derive(options: argparse.Namespace) -> ExitCode:
 
 
 def run_check(options: argparse.Namespace) -> ExitCode:
-    """Try a plan file against the model as it is today.
+    """Try a plan file with today's model.
 
     Raises:
         CommandError: the file or the probe cannot be loaded (2), or the plan no longer holds (1).

@@ -44,7 +44,7 @@ class Bank(nn.Module):
         self.device: torch.device | None = None
 
     def share(self) -> None:
-        """Give every layer the parameters as they are now; moving may have made new ones."""
+        """Give every layer its present parameters; moving may have made new ones."""
         for slot, layer in zip(self.slots, self.layers, strict=True):
             for name, parameter in slot._parameters.items():
                 layer._parameters[name] = parameter

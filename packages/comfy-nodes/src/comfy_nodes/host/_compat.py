@@ -72,7 +72,7 @@ def patch_dtype(device: torch.device | None) -> torch.dtype:
 
 @contextmanager
 def cast_weights(layer: Any, input: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """A layer's weight and bias on the device and in the type of its input, for as long as they are used."""
+    """A layer's weight and bias on the device and in the type of its input, for the time of their use."""
     if not accepts(comfy.ops.cast_bias_weight, "offloadable"):
         yield comfy.ops.cast_bias_weight(layer, input)
         return
@@ -101,6 +101,6 @@ def stream_count() -> int:
 
 
 def keeps_half_precision() -> bool:
-    """Whether half precision stays what it is when it is loaded: the host's command line can ask for 8 bits."""
+    """Whether half precision keeps its type when it is loaded: the host's command line can ask for 8 bits."""
     device = management.get_torch_device()
     return bool(min(management.unet_dtype(device).itemsize, management.text_encoder_dtype(device).itemsize) > 1)

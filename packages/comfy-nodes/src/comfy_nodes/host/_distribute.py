@@ -40,7 +40,7 @@ def check_files(
         paths: of the files.
         request: where the model computes and where its bytes live.
         prefix: of the names in the file that are placed.
-        dtype: type that the host is told to load weights in; None where it chooses.
+        dtype: type in which the host loads weights; None where it chooses.
 
     Raises:
         HostError: see `plan_tree`.

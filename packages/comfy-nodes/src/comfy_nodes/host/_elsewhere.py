@@ -24,7 +24,7 @@ def running_on(device: str, module: ModuleType | None, *, offload: str | None = 
     Args:
         device: where it is to run.
         module: the module of the code.
-        offload: where it is to put what it does not use; None leaves it as it is.
+        offload: where it is to put what it does not use; None leaves it unchanged.
 
     Raises:
         PlacementRefusedError: the code follows none of these.

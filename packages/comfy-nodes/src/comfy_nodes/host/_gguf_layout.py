@@ -51,7 +51,7 @@ else:
                 object.__setattr__(self, field.name, getattr(source, field.name))
 
     class GgufLayout(QuantizedLayout):  # type: ignore[misc]  # the host's classes are untyped
-        """Blocks as they are in the file."""
+        """The blocks of the file, unchanged."""
 
         Params = Blocks
 

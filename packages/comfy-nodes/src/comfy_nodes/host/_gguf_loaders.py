@@ -54,12 +54,12 @@ def load_gguf_diffusion_model(
         patch_on_device: accepted for old workflows: patches are always computed where the model computes.
 
     Raises:
-        HostError: the file, the device or the allocation is no good; nothing was placed.
+        HostError: the file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     for name, value in (("dequant_dtype", dequant_dtype), ("patch_dtype", patch_dtype)):
         if value not in _TYPES:
-            raise ModelFileError(path, f"{name} {value!r} is none", f"use one of {', '.join(_TYPES)}")
+            raise ModelFileError(path, f"unknown {name} {value!r}", f"use one of {', '.join(_TYPES)}")
     check_files([path], request, prefix=diffusion_prefix(read_sizes(path)))
     options = device_options(request)
     patcher = reload_gguf(str(path), options, dequant_dtype)
@@ -84,7 +84,7 @@ def load_gguf_text_encoders(
         embedding_directory: folders of textual inversions, from the host.
 
     Raises:
-        HostError: a file, the device or the allocation is no good; nothing was placed.
+        HostError: a file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     check_files(paths, request)

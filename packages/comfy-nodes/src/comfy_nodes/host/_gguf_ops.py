@@ -51,7 +51,7 @@ def operations(dequant_dtype: torch.dtype | None = None) -> type[Any]:
 
 
 class _Packed:
-    """Weights that stay as they are stored: taken from the file, not copied into the memory of dense ones."""
+    """Weights that keep their stored form: taken from the file, not copied into the memory of dense ones."""
 
     rounding: torch.dtype | None = None
     weight: Any

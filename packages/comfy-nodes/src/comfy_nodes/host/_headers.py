@@ -53,7 +53,7 @@ def loaded_sizes(path: str | Path, element_bytes: int | None = None) -> Sizes | 
 
     Args:
         path: of the file.
-        element_bytes: of the type that the host is told to load weights in; None where it chooses, which it does by
+        element_bytes: of the type in which the host loads weights; None where it chooses, which it does by
             architecture, device and free memory, but for packed weights and those in half precision.
 
     Raises:

@@ -59,7 +59,7 @@ def layer_tree(sizes: Sizes, *, prefix: str, is_castable: Callable[[str], bool] 
 
 
 def _movable(tree: BlockTree, is_castable: Callable[[str], bool]) -> set[str]:
-    """Modules all of whose tensors are in one unit, and that can be brought over as they are."""
+    """Modules all of whose tensors are in one unit, and that the host can copy without a change."""
     tied = {name for group in tree.tied for name in group}
     homes: dict[str, set[str]] = {}
     parameters: dict[str, dict[str, TensorInfo]] = {}

@@ -44,11 +44,11 @@ def load_diffusion_model(path: str | Path, request: PlacementRequest, *, weight_
         The host's MODEL.
 
     Raises:
-        HostError: the file, the device or the allocation is no good; nothing was placed.
+        HostError: the file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     if weight_dtype not in _WEIGHT_DTYPES:
-        raise ModelFileError(path, f"weight_dtype {weight_dtype!r} is none", f"use {', '.join(_WEIGHT_DTYPES)}")
+        raise ModelFileError(path, f"unknown weight_dtype {weight_dtype!r}", f"use one of {', '.join(_WEIGHT_DTYPES)}")
     prefix = diffusion_prefix(read_sizes(path)) if has_header(path) else ""
     check_files([path], request, prefix=prefix, dtype=_WEIGHT_DTYPES[weight_dtype].get("dtype"))
     weights, metadata = _compat.read_torch_file(str(path))
@@ -66,7 +66,7 @@ def load_checkpoint(
     vae_request: PlacementRequest | None = None,
     embedding_directory: Sequence[str] | None = None,
 ) -> Loaded[Checkpoint]:
-    """Load diffusion model, text encoder and VAE from one file, read once, each with a placement of its own.
+    """Load diffusion model, text encoder and VAE from one file, read once, each with a separate placement.
 
     Args:
         path: of the file.
@@ -76,7 +76,7 @@ def load_checkpoint(
         embedding_directory: folders of textual inversions, from the host.
 
     Raises:
-        HostError: the file, a device or an allocation is no good; nothing was placed.
+        HostError: the file, a device or an allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: an allocation does not fit.
     """
     beside = PlacementRequest(compute_device=request.compute_device)
@@ -170,7 +170,7 @@ def load_text_encoders(
         embedding_directory: folders of textual inversions, from the host.
 
     Raises:
-        HostError: a file, the device or the allocation is no good; nothing was placed.
+        HostError: a file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     check_files(paths, request)

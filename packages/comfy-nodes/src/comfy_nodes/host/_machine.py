@@ -14,7 +14,7 @@ from device_placement import Device, Hardware, Link, probe
 MIB = 1 << 20
 MEASURED_BYTES = 32 * MIB
 HOST_RESERVE_BYTES = 2048 * MIB
-"""Left free in the host's memory, where the host keeps no reserve of its own."""
+"""Left free in the host's memory, where the host keeps no reserve."""
 
 _SINGLE = ("cpu", "mps")
 """Device types of which there is one, named without a number."""
@@ -46,7 +46,7 @@ def known_device(name: str) -> torch.device:
 
 
 def default_device() -> str:
-    """Name of the device that the host computes on unless told otherwise."""
+    """Name of the device that the host computes on by default."""
     device = management.get_torch_device()
     return name_of(device)
 

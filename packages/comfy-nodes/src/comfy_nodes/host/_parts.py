@@ -22,7 +22,7 @@ def load_vae(vae_name: str, request: PlacementRequest) -> Loaded[Any]:
     """Load a VAE by the name that the core loader offers: a file, ``pixel_space``, or a small one such as ``taesd``.
 
     Raises:
-        HostError: the file, the device or the allocation is no good; nothing was placed.
+        HostError: the file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     import folder_paths
@@ -44,7 +44,7 @@ def load_vae_file(path: str | Path, request: PlacementRequest) -> Loaded[Any]:
     """Load a VAE from its file.
 
     Raises:
-        HostError: the file, the device or the allocation is no good; nothing was placed.
+        HostError: the file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     check_files([path], request)
@@ -67,7 +67,7 @@ def load_clip_vision(path: str | Path, request: PlacementRequest) -> Loaded[Any]
     """Load an image encoder, as CLIPVisionLoader does.
 
     Raises:
-        HostError: the file, the device or the allocation is no good; nothing was placed.
+        HostError: the file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     check_files([path], request)
@@ -90,8 +90,8 @@ def load_controlnet(path: str | Path, request: PlacementRequest, *, model: Any =
     where its weights wait, and each layer brings its own over.
 
     Raises:
-        HostError: the file, the device or the allocation is no good, or it is a kind of control without layers of its
-            own; nothing was placed.
+        HostError: the file, the device or the allocation is invalid, or the kind of control has no layers; nothing
+            was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     check_files([path], request)

@@ -33,7 +33,7 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
 
     size: int
     lazy_patch_dtype: torch.dtype | None = None
-    """Type in which patches of packed or lent weights are computed; None is the host's choice."""
+    """Type in which patches of packed or donors' weights are computed; None is the host's choice."""
 
     @classmethod
     def adopt(cls, patcher: Any) -> Self:
@@ -54,13 +54,13 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         return iter(()) if placement is None else iter(placement.layers.items())
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
-        """A patcher for the same model, or for the model it is told to take."""
+        """A patcher for the same model, or for another model."""
         clone = super().clone(*args, **kwargs)
         clone.lazy_patch_dtype = self.lazy_patch_dtype
         return clone
 
     def deepclone_multigpu(self, new_load_device: torch.device | None = None, models_cache: Any = None) -> Any:
-        """A second copy of the model that computes elsewhere, with donors of its own."""
+        """A second copy of the model that computes elsewhere, with separate donors."""
         clone = super().deepclone_multigpu(new_load_device=new_load_device, models_cache=models_cache)
         if self.placement is not None:
             settle(clone.model, rebased(self.placement, clone.load_device), clone.load_device)
@@ -89,9 +89,9 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         return iter(self.model.modules()) if placement is None else placement.own_modules(self.model)
 
     def _load_list(self, *args: Any, **kwargs: Any) -> list[Any]:
-        lent = {name for name, _ in self.lent_layers()}
+        donors = {name for name, _ in self.lent_layers()}
         # The last entries are name, module and parameters in every version; what comes before changed.
-        return [entry for entry in super()._load_list(*args, **kwargs) if entry[-3] not in lent]
+        return [entry for entry in super()._load_list(*args, **kwargs) if entry[-3] not in donors]
 
     def load(
         self,
@@ -100,7 +100,7 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         force_patch_weights: bool = False,
         full_load: bool = False,
     ) -> Any:
-        """Load the compute device's share, all of it or what fits; the lent layers get their patches.
+        """Load the compute device's share, all of it or what fits; the layers of donors get their patches.
 
         Raises:
             HostError: all patches are to be written into weights, as older hosts ask before they save a model, and
@@ -216,7 +216,7 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
         return patches
 
     def model_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Weights by key, as they are on the device: packed ones dense, with the patches that are loaded."""
+        """Weights by key, in their form on the device: packed ones dense, with the patches that are loaded."""
         weights = super().model_state_dict(*args, **kwargs)
         for key, weight in weights.items():
             if _weights.is_packed(weight):
@@ -341,7 +341,7 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
                 self._attach(name, layer, ["weight"])
 
     def _pin_lent_by_the_host(self) -> None:
-        """Page-lock what is lent by the host's memory, as the host does with weights it offloads."""
+        """Page-lock what is stored in the host's memory, as the host does with weights it offloads."""
         placement = self.placement
         pin = getattr(self, "pin_weight_to_device", None)
         if placement is None or pin is None:
@@ -399,7 +399,7 @@ def _is_resident(layer: nn.Module) -> bool:
 
 @contextmanager
 def _looking_resident(layers: Iterable[Any]) -> Iterator[None]:
-    """Have the host take the weights of some layers as they are stored."""
+    """Have the host take the weights of some layers in their stored form."""
     before = [(layer, vars(layer).get("comfy_patched_weights")) for layer in layers]
     try:
         for layer, _ in before:

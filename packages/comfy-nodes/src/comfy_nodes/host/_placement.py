@@ -31,12 +31,12 @@ class Placement:
     banks: tuple[BankPatcher, ...]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copied model is placed anew, or not at all: its layers are others."""
+        """A copied model is placed again, or not at all: its layers are others."""
 
     def own_modules(self, model: nn.Module) -> Iterator[nn.Module]:
         """The modules whose parameters the model's own patcher moves: all but the donors'."""
-        lent = set(map(id, self.layers.values()))
-        return (module for module in model.modules() if id(module) not in lent)
+        donors = set(map(id, self.layers.values()))
+        return (module for module in model.modules() if id(module) not in donors)
 
     @property
     def largest_layer_bytes(self) -> int:
@@ -77,7 +77,7 @@ def rebased(placement: Placement, compute: torch.device) -> dict[str, torch.devi
 
 
 def layer_bytes(layer: nn.Module) -> int:
-    """Bytes of a layer's own parameters and buffers; packed ones as they are packed."""
+    """Bytes of a layer's own parameters and buffers; packed ones count packed."""
     tensors = (*layer._parameters.values(), *layer._buffers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 

@@ -60,7 +60,7 @@ def _validate_parts(
     unet_expert_mode_allocations: str | None = "",
     clip_expert_mode_allocations: str | None = "",
 ) -> bool | str:
-    """The same for a checkpoint whose parts are placed one by one: the first text that cannot be read is told."""
+    """The same for a checkpoint whose parts are placed one by one: the first text that cannot be read is reported."""
     said = (_validate(cls, text) for text in (unet_expert_mode_allocations, clip_expert_mode_allocations))
     return next((wrong for wrong in said if wrong is not True), True)
 

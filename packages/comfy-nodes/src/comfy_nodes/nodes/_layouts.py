@@ -52,7 +52,7 @@ _EXPERT = Widget(
     name="expert_mode_allocations",
     kind="STRING",
     tooltip=(
-        f'What lives where, in words of the allocation language, for example "{EXPERT_EXAMPLE}"; "auto" lets Torchspan '
+        f'What lives where, in the allocation language, for example "{EXPERT_EXAMPLE}"; "auto" lets Torchspan '
         "choose. When it is not empty it decides alone, and the gigabytes and the donor above are not used."
     ),
     default="",
@@ -75,7 +75,7 @@ class Layout:
     """One generation of added inputs.
 
     Attributes:
-        name: what it is called in documents.
+        name: its name in documents.
         suffix: what it appends to the id of the loader.
         category: menu entry.
         widgets: the added inputs, in order.

@@ -1,7 +1,7 @@
 """Prompts of older workflows in the words of today's nodes, so that the host's own checks accept them.
 
 The host checks a prompt against the declared inputs before a node sees it: it drops names that it does not know and
-refuses a switch where a list of devices stands. What older workflows say is therefore said anew, before those checks.
+refuses a switch where a list of devices stands. So values of older workflows are translated before those checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _EXPERT = "expert_mode_allocations"
 
 
 def rewrite_prompt(prompt: Mapping[str, Any], rows: Mapping[str, NodeRow], devices: Sequence[str]) -> dict[str, Any]:
-    """The prompt with the inputs of our placement nodes as they are declared today; all else is left as it is.
+    """The prompt with the inputs of our placement nodes in today's form; all else is unchanged.
 
     Args:
         prompt: the host's prompt: node number -> ``class_type`` and ``inputs``.
@@ -33,7 +33,7 @@ def rewrite_prompt(prompt: Mapping[str, Any], rows: Mapping[str, NodeRow], devic
 def rewrite_inputs(row: NodeRow, inputs: Mapping[str, Any], devices: Sequence[str]) -> dict[str, Any]:
     """The inputs of one placement node as it declares them today.
 
-    Contradictions and values that cannot be read stay as they are: the node itself complains about them.
+    Contradictions and values that cannot be read are left alone: the node itself complains about them.
 
     >>> from comfy_nodes.nodes._table import TABLE
     >>> old = {"unet_name": "a.gguf", "device": "cuda:0", "virtual_vram_gb": 6.0, "use_other_vram": False}

@@ -17,7 +17,7 @@ class NodeRow:
         node_id: what workflows call it; never changes.
         display_name: what people read.
         category: menu entry.
-        summary: what it is for, in a sentence or two.
+        summary: its purpose, in a sentence or two.
         widgets: its inputs, in the order of saved workflows.
         outputs: its outputs, in order.
         loader: the loader that it runs, if it is one.

@@ -68,7 +68,7 @@ def exact_allocation(plan: PlacementPlan) -> str:
 def describe(devices: Sequence[DeviceInfo], findings: Sequence[Finding]) -> str:
     """Devices and findings as lines of text; sizes in GB of 2^30 bytes."""
     width = max(len(name) for name in ("device", *(device.name for device in devices)))
-    lines = [f"{'device':<{width}}  total GB  free GB  models GB  what it is"]
+    lines = [f"{'device':<{width}}  total GB  free GB  models GB  description"]
     for device in devices:
         sizes = (device.total_bytes, device.free_bytes, device.loaded_bytes)
         total, free, loaded = (size / 2**30 for size in sizes)

@@ -68,7 +68,7 @@ class Widget:
 
     Attributes:
         name: id of the input.
-        kind: what it is; ``"LINK"`` is a socket without a widget.
+        kind: of input; ``"LINK"`` is a socket without a widget.
         tooltip: what a person reads when pointing at it.
         default: its value in a new node; None leaves it to the host (for devices: the machine's first accelerator).
         minimum: smallest number.

@@ -55,7 +55,7 @@ def pack_file(
 ) -> FileReport:
     """Write a packed copy of a safetensors file.
 
-    Packed are bf16 tensors of two dimensions and more that get smaller; all others are copied as they are. The new file
+    Packed are bf16 tensors of two dimensions and more that get smaller; all others are copied unchanged. The new file
     appears under its name when it is complete.
 
     Args:

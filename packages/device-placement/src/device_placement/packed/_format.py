@@ -1,7 +1,7 @@
 """The format w3: where the planes of one packed bf16 tensor lie in its flat buffer, and what makes a buffer invalid.
 
 A bf16 number is a sign, an exponent of eight bits and seven bits of mantissa. Sign and mantissa look random and are
-stored as they are; exponents of weights have 2.5 to 3 bits of entropy and are stored in three:
+stored unchanged; exponents of weights have 2.5 to 3 bits of entropy and are stored in three:
 
 | plane   | bytes        | content                                                                   |
 |---------|--------------|---------------------------------------------------------------------------|

@@ -50,7 +50,7 @@ def pack_model(
     a time. To be called before the model is placed and compiled; it is for inference: packed weights have no gradient.
 
     Args:
-        model: with its weights loaded; anything but bf16 stays as it is.
+        model: with its weights loaded; anything but bf16 is unchanged.
         units: paths of modules; only parameters under these are packed. None packs all.
         least_weights: smaller parameters stay dense.
         encode_on: device that does the work; None: where each weight is. A weight returns to its device.
@@ -149,7 +149,7 @@ def _may_be_packed(entries: list[_Entry], least_weights: int, units: Collection[
         return False
     if units is not None and not all(any(_is_under(entry.name, path) for path in units) for entry in entries):
         return False
-    # Only tensors that plain torch made: another subclass has a meaning of its own.
+    # Only tensors that plain torch made: another subclass has another meaning.
     if type(parameter) not in (Tensor, nn.Parameter) or parameter.layout is not torch.strided or parameter.is_meta:
         return False
     large = parameter.ndim >= 2 and parameter.numel() >= least_weights

@@ -118,7 +118,7 @@ class PackedWeight(torch.Tensor):
         raise _not_writable("`.data = ...`")
 
     def detach(self) -> PackedWeight:
-        """A tensor of its own over the same buffer."""
+        """A new tensor over the same buffer."""
         # The dispatcher would do the same. With torch 2.14 the first dispatch on any subclass imports DTensor, which
         # takes seconds.
         return self.over(self.packed)

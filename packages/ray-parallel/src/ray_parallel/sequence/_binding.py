@@ -33,7 +33,7 @@ class Signature:
         return self._names
 
     def takes(self, name: str) -> bool:
-        """Whether `name` is a parameter of its own."""
+        """Whether `name` is a named parameter."""
         return name in self._names
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:

@@ -1,7 +1,7 @@
-"""One small run in fp32 that tells a right plan from a wrong one before it is used.
+"""One small run in fp32 that finds a wrong plan before it is used.
 
 In fp32 right plans differ from one process by rounding (at most 1e-6 of the largest value), wrong ones by 1e-3 and
-more; in bf16 the two could not be told apart.
+more; in bf16 the two look alike.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def cfg_split(comm: Comm, *, check_ranks: bool = True) -> Wrapper:
     condition (cfg 1) every rank evaluates it.
 
     Args:
-        comm: the ranks among which the conditions are shared out; each holds a model of its own.
+        comm: the ranks among which the conditions are shared out; each holds a separate model.
         check_ranks: compare the shapes of the call over the ranks before it; one small message.
 
     Returns:
@@ -91,7 +91,7 @@ def batch_split(model: nn.Module, comm: Comm, *, rows: Collection[str], whole: C
     """While entered, each rank runs its share of the rows of a batched call, and every rank gets all results.
 
     For loops that put the conditional and the unconditional input into one batch, as diffusers' pipelines do: with two
-    ranks each evaluates one of them. Hooks do it, so the loop stays as it is; enter it after `parallelize` if the model
+    ranks each evaluates one of them. Hooks do it, so the loop is unchanged; enter it after `parallelize` if the model
     has a plan, whose ranks then are another group.
 
     Args:

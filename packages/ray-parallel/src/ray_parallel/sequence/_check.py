@@ -62,7 +62,7 @@ def check_fit(model: nn.Module, plan: Plan, kernels: Collection[str]) -> None:
 def _check_exit(model: nn.Module, region: Region) -> None:
     if isinstance(region.exit, str):
         if region.exit != "last" and region.exit not in region.blocks:
-            raise PlanError(f"exit {region.exit!r} is none of the lists {', '.join(region.blocks)}")
+            raise PlanError(f"exit {region.exit!r} is not one of the lists {', '.join(region.blocks)}")
         return
     path, argument = region.exit
     module = submodule(model, path)

@@ -41,7 +41,7 @@ def data_split(comm: Comm) -> Wrapper:
     `UserWarning` says so. With fewer latents than ranks the last ones only receive.
 
     Args:
-        comm: the ranks; each holds a model of its own.
+        comm: the ranks; each holds a separate model.
 
     Returns:
         the wrapper, for `patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, wrapper)`. It raises `SplitError`
@@ -86,7 +86,7 @@ def _warn_of_step_noise(sampler: Any, masked: bool) -> None:
     if reason is not None:
         warnings.warn(
             f"{reason}, so a batch that is split gives other pictures than one that is not; "
-            "use a sampler without noise of its own (euler, dpmpp_2m, uni_pc) for the same ones",
+            "use a sampler that adds no noise (euler, dpmpp_2m, uni_pc) for the same ones",
             stacklevel=3,
         )
 

@@ -33,7 +33,7 @@ class Parallel:
     Attributes:
         model: the model.
         plan: its plan.
-        mesh: the ranks; `mesh.sent_bytes` tells how much was sent.
+        mesh: the ranks; `mesh.sent_bytes` counts what was sent.
         trial_bytes: what of it the trial at the first call sent.
     """
 

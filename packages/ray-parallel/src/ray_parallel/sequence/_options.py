@@ -23,7 +23,7 @@ def prepare(
 
     Args:
         options: as the host gave them; not changed.
-        plan: tells which patches may run, and which of their values are cut.
+        plan: says which patches may run, and which of their values are cut.
         attend: what to do with a caught attention call.
         on_whole: makes a patch that is shown whole tensors.
 

@@ -1,6 +1,6 @@
 """What a plan can say: pure data, no tensor, no process group, JSON both ways.
 
-A plan tells how one architecture runs on several ranks without touching its code: which lists of blocks form a region
+A plan says how one architecture runs on several ranks without touching its code: which lists of blocks form a region
 whose token streams stay cut, what each argument of a block is with respect to those streams, which modules inside
 attend over which streams, and where the streams are put together again. Everything a block takes is listed, as cut
 (`Region.args`) or as whole (`Region.whole`): a block that is given anything else is refused.
@@ -185,7 +185,7 @@ class Region:
 
     Attributes:
         blocks: names of the module lists, in the order they run (or interleaved); a plain module counts as a list.
-        args: argument of the block's forward -> what it is with respect to the streams.
+        args: argument of the block's forward -> its relation to the streams.
         whole: arguments that every block takes whole.
         out: what a block returns.
         attn: module inside a block ("": the block itself) -> over which streams it attends.
@@ -241,7 +241,7 @@ class Plan:
         regions: the cut parts, none inside another.
         control: residuals added between blocks.
         patches: host patches that run between blocks -> the entries of their dictionary that are cut. They are run on
-            whole tensors. Patches that are not listed are refused; an empty mapping lets one through as it is, for a
+            whole tensors. Patches that are not listed are refused; an empty mapping lets one through unchanged, for a
             patch that runs where nothing is cut.
         inputs: arguments of the model, lists of tensors that it adds between the blocks by itself -> what their
             tensors are. They are cut while a region with those streams is open.

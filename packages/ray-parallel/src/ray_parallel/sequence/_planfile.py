@@ -109,7 +109,7 @@ def derive_plan(probe: Probe, *, allow_branches: bool = False) -> Derived:
 
     Args:
         probe: gives model and arguments for the steps 0 to 3: 0 to 2 to derive from, 3 to try on. Every stream needs
-            more tokens than there are ranks, and a number of its own at every step.
+            more tokens than there are ranks, and another number at every step.
         allow_branches: go on although sizes decide what runs, because you know that it does not matter.
 
     Returns:
@@ -141,7 +141,7 @@ def derive_plan(probe: Probe, *, allow_branches: bool = False) -> Derived:
 
 
 def check_plan(derived: Derived, probe: Probe) -> float:
-    """Try a derived plan against the model as it is today.
+    """Try a derived plan with today's model.
 
     Returns:
         the largest relative difference.

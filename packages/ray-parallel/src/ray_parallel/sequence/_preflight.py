@@ -1,4 +1,4 @@
-"""Before a forward: do all ranks mean the same thing? One small message tells, instead of a hang or a dead process."""
+"""Before a forward: do all ranks mean the same thing? One small message says so, not a hang or a dead process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def preflight(comm: Comm, *meaning: Any) -> None:
 
     Args:
         comm: all ranks.
-        meaning: plan, options, arguments. Tensors count by shape and type, plain values as they are, containers by
+        meaning: plan, options, arguments. Tensors count by shape and type, plain values by their value, containers by
             what they hold, anything else by its class.
 
     Raises:

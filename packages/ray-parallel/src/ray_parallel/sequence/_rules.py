@@ -107,11 +107,11 @@ def _fitting(where: str, rule: Attn, layout: Layout, caught: Caught) -> Attn:
     held = {way: (layout.size(way.q), layout.size(way.kv)) for way in rule.ways()}
     fits = [r for r, (q, kv) in held.items() if (not r.q or q == queries) and (not r.kv or kv == keys)]
     if len(fits) != 1:
-        told = "; ".join(
+        wanted = "; ".join(
             f"{', '.join(r.q) or 'whole'} over {', '.join(r.kv) or 'whole'} ({q} over {kv} here)"
             for r, (q, kv) in held.items()
         )
-        raise PlanError(f"{where}: {queries} queries over {keys} keys, but its rule is {told}: it does not fit")
+        raise PlanError(f"{where}: {queries} queries over {keys} keys, but its rule is {wanted}: it does not fit")
     return fits[0]
 
 

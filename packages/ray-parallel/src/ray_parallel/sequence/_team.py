@@ -99,7 +99,7 @@ class ThreadTeam:
         if self._ended is not None:
             raise CommError(f"this team of {len(self.devices)} threads has ended: {self._ended}; make a new one")
         if self._running:
-            raise CommError("the team is running already; a rank cannot start another run of its own team")
+            raise CommError("the team is running already; a rank cannot start another run of the team it belongs to")
         self._running = True
         try:
             return self._run(function)

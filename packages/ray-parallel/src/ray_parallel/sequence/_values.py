@@ -54,7 +54,7 @@ def layout_of(region: Region, arguments: Mapping[str, Any], *, ranks: int, rank:
     """The shards of a region's streams, from the arguments of its first block.
 
     Frames are kept together when rows come one a frame and there are at least as many frames as ranks: the rows are
-    then cut as they are.
+    then cut directly.
 
     Raises:
         PlanError: the arguments do not fit their specs, or leave a stream of the region without a length.
@@ -85,14 +85,14 @@ def layout_of(region: Region, arguments: Mapping[str, Any], *, ranks: int, rank:
 def _known(what: Leaf | Attn, streams: Iterable[str], lengths: Mapping[str, int]) -> None:
     missing = [name for name in streams if name not in lengths]
     if missing:
-        raise PlanError(f"{what}: no argument that was given tells how long stream {missing[0]!r} is")
+        raise PlanError(f"{what}: no given argument shows how long stream {missing[0]!r} is")
 
 
 def cut(value: Any, spec: Spec, layout: Layout) -> Any:
-    """What this rank holds of a value; one that is cut already stays as it is.
+    """What this rank holds of a value; one that is already cut is unchanged.
 
     Raises:
-        PlanError: the value does not have the form or the sizes that the spec tells.
+        PlanError: the value does not have the form or the sizes of the spec.
     """
     if spec is None or value is None:
         return value
@@ -163,7 +163,7 @@ def _cut_grid(value: Tensor, spec: Grid, layout: Layout) -> Tensor:
 
 
 def _cut_rows(value: Tensor, spec: Rows | Compressed, layout: Layout) -> Tensor:
-    """Rows as they are when the rank holds whole groups, else one a token.
+    """Rows unchanged when the rank holds whole groups, else one a token.
 
     Tokens that are no multiple of the rows fall into groups of the next larger size, the last one being shorter.
     """

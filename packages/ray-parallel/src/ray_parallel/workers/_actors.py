@@ -130,13 +130,13 @@ class Generation:
 
     def death(self, rank: int, error: Exception) -> WorkerDiedError:
         """The error for a process that ended."""
-        told = " ".join(str(error).split())
-        detail = told.partition("Worker exit detail: ")[2].partition(" Some common causes")[0]
+        message = " ".join(str(error).split())
+        detail = message.partition("Worker exit detail: ")[2].partition(" Some common causes")[0]
         hint = "; a write in place to weights of the object store ends a worker too" if self._uses_store else ""
         return WorkerDiedError(
             rank=rank,
             generation=self.number,
-            reason=f"it was killed, ran out of memory or crashed ({detail or told}){hint}",
+            reason=f"it was killed, ran out of memory or crashed ({detail or message}){hint}",
         )
 
     def stop(self) -> None:

@@ -97,7 +97,7 @@ class Call:
         self._step_ends = time.monotonic() + self._limits.step_seconds
 
     def _check_clocks(self, late: Collection[int], *, silent: bool) -> None:
-        """End the call when a deadline passed; that of a step only while nothing is told."""
+        """End the call when a deadline passed; that of a step only while no progress arrives."""
         now = time.monotonic()
         rank = next(iter(late)) if len(late) == 1 else None
         for ends, what, seconds in (

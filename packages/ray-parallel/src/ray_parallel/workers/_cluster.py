@@ -150,7 +150,7 @@ def start_cluster(
             found = {node["NodeManagerAddress"] for node in ray.nodes()}
             if found != {LOOPBACK}:
                 raise ClusterError(
-                    f"Ray listens on {', '.join(sorted(found))}, because it was imported before it was told to stay on "
+                    f"Ray listens on {', '.join(sorted(found))}, because it was imported before it was set to "
                     f"{LOOPBACK}; start the cluster before anything else imports ray, or set "
                     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process"
                 )
@@ -230,7 +230,7 @@ def _import_ray(*, connected: bool = False) -> ModuleType:
 
 @contextmanager
 def _restored_on_failure() -> Iterator[Mapping[str, str]]:
-    """The environment as it is now; taken back when a cluster is not reached, else left to the cluster's end."""
+    """Today's environment; taken back when a cluster is not reached, else left to the cluster's end."""
     environment = dict(os.environ)
     try:
         yield environment

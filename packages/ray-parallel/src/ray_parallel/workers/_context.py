@@ -1,4 +1,4 @@
-"""What a function that runs in a worker knows of its place, and how it tells its progress."""
+"""What a function that runs in a worker knows of its place, and how it reports its progress."""
 
 from __future__ import annotations
 

@@ -58,6 +58,6 @@ def _indices(text: str) -> list[int]:
         if not (part.isascii() and part.isdigit()):
             raise GpuIndexError(text, f"{part!r} is no index", 'write numbers separated by commas, such as "0,2"')
         if int(part) in indices:
-            raise GpuIndexError(text, f"names GPU {part} twice", "a worker has a GPU of its own")
+            raise GpuIndexError(text, f"names GPU {part} twice", "no two workers share a GPU")
         indices.append(int(part))
     return indices

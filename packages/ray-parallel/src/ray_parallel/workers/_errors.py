@@ -106,9 +106,11 @@ class VersionMismatchError(WorkersError):
     def __init__(self, rank: int, differences: Mapping[str, tuple[str, str]]) -> None:
         self.rank = rank
         self.differences = dict(differences)
-        told = "; ".join(f"{name} {mine} here, {theirs} there" for name, (mine, theirs) in self.differences.items())
+        different = "; ".join(
+            f"{name} {mine} here, {theirs} there" for name, (mine, theirs) in self.differences.items()
+        )
         super().__init__(
-            f"worker {rank} runs other versions than this process ({told}), which can change results silently; "
+            f"worker {rank} runs other versions than this process ({different}), which can change results silently; "
             "install the same versions on every machine"
         )
 
@@ -129,7 +131,7 @@ class WorkerFailure(WorkersError):
     """A call was not finished; the group is broken, its workers are gone, and the next call starts new ones.
 
     Attributes:
-        rank: the worker it began with, or None when it cannot be told.
+        rank: the worker it began with, or None when it is unknown.
         generation: which start of the group it belonged to, from 1.
     """
 
@@ -203,7 +205,7 @@ class RanksDisagreeError(WorkersError):
         self.ranks = tuple(ranks)
         super().__init__(
             f"worker {', '.join(map(str, self.ranks))} came to another result than worker 0, so none is given; the "
-            "loop must draw no random numbers of its own, and every worker must have the same hardware"
+            "loop must draw no random numbers itself, and every worker must have the same hardware"
         )
 
 
@@ -230,7 +232,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def gib(size_bytes: int) -> str:
-    """A size in words.
+    """A size for people.
 
     >>> gib(3 << 29), gib(5 << 20)
     ('1.50 GiB', '5.0 MiB')

@@ -18,7 +18,7 @@ _MAP_NORESERVE = 0x4000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileStamp:
-    """What tells a file from another one of the same path on another machine.
+    """What distinguishes a file from another one of the same path on another machine.
 
     Attributes:
         path: absolute path.
@@ -61,7 +61,7 @@ def map_file(file: FileStamp) -> mmap.mmap:
     """
     if not file.is_here():
         raise WeightsError(
-            file.path, "is not the file that was shared", "leave a file as it is while workers use it, or share again"
+            file.path, "is not the file that was shared", "do not change a file while workers use it, or share it again"
         )
     with Path(file.path).open("rb") as opened:
         if sys.platform == "linux":

@@ -21,7 +21,7 @@ State = Literal["new", "starting", "ready", "busy", "broken", "closed"]
 
 
 class WorkerGroup:
-    """Workers that run one call together, each a process of its own.
+    """Workers that run one call together, each a separate process.
 
     A group is ``new`` until it is first used, then ``starting``, ``ready`` and ``busy``. Anything that goes wrong
     makes it ``broken``: all its processes are ended, because those who wait for the failed one would wait for ever.
@@ -182,7 +182,7 @@ class WorkerGroup:
 
     @contextmanager
     def _whole(self, doing: str) -> Iterator[None]:
-        """Break the group when anything goes wrong; what closing it in the middle causes is told as that."""
+        """Break the group when anything goes wrong; errors that closing it causes are reported as a closed group."""
         try:
             yield
         except BaseException as error:

@@ -30,7 +30,7 @@ def resolve(name: str) -> Callable[..., Any]:
 
     Raises:
         InvalidRequestError: there is no such function here.
-        ImportError: importing its module fails for a reason of its own.
+        ImportError: importing its module fails for another reason.
     """
     module_name, _, function_name = name.partition(":")
     try:

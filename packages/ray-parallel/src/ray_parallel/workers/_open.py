@@ -77,7 +77,7 @@ class OpenWeights(Mapping[str, torch.Tensor]):
             module: built on the meta device, or anything whose own weights may go.
 
         Raises:
-            WeightsError: names or shapes differ, or the module copies what it is given.
+            WeightsError: names or shapes differ, or the module copies the tensors.
         """
         expected = module.state_dict()
         for what, names in (

@@ -51,7 +51,7 @@ class GroupOptions:
         environment: environment variables of the workers, beside those that are set for them.
         start_seconds: deadline for starting, meeting and loading.
         call_seconds: deadline of a call.
-        step_seconds: deadline between two signs of progress of a call that tells its steps, and up to the first one.
+        step_seconds: deadline between two signs of progress of a call that reports its steps, and up to the first one.
         cancel_seconds: deadline for stopping after a cancellation.
 
     Raises:

@@ -37,8 +37,8 @@ def encode(value: Plain, where: str, *, tensors: bool = True) -> Plain:
 
     Args:
         value: plain data.
-        where: what it is, for the message.
-        tensors: False to check only; tensors are then left as they are.
+        where: its name in the message.
+        tensors: False to check only; tensors are then unchanged.
 
     Raises:
         InvalidRequestError: something in it is not plain data.
@@ -68,7 +68,7 @@ def encode(value: Plain, where: str, *, tensors: bool = True) -> Plain:
 
 
 def decode(value: Plain) -> Plain:
-    """Undo `encode`; every tensor gets memory of its own.
+    """Undo `encode`; every tensor gets new memory.
 
     >>> decode(encode({"a": (1, torch.ones(2, dtype=torch.float8_e5m2))}, "x"))
     {'a': (1, tensor([1., 1.], dtype=torch.float8_e5m2))}

@@ -22,7 +22,7 @@ _KILLED_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process, told from a later one with the same number by when it started.
+    """A process, distinguished from a later one with the same number by its start.
 
     Attributes:
         pid: its number.
@@ -47,7 +47,7 @@ class Process:
 
 
 def process(pid: int) -> Process | None:
-    """The process of a number, or None when there is none, or no /proc (elsewhere than on Linux)."""
+    """The process of a number, or None when it is gone, or without /proc (elsewhere than on Linux)."""
     found = _stat(pid)
     return Process(pid, found[2]) if found else None
 
@@ -105,7 +105,7 @@ class Watcher:
     def __init__(self, folder: Path, processes: Sequence[Process]) -> None:
         code = "import sys; sys.path.insert(0, sys.argv[1]); from _processes import tidy_up; tidy_up()"
         self._process = subprocess.Popen(
-            # Without site-packages it starts in 20 ms; in a session of its own, Ctrl-C does not reach it.
+            # Without site-packages it starts in 20 ms; in a separate session, Ctrl-C does not reach it.
             [sys.executable, "-I", "-S", "-c", code, str(Path(__file__).parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

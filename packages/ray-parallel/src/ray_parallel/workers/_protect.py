@@ -19,7 +19,7 @@ def protect(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> int
     """Make the whole pages of one object of the store read only until its last array is collected.
 
     Torch has no read-only tensors, so this is left to the memory itself: a write to such a page is a segmentation
-    fault. The first and the last page may hold other objects too and stay as they are.
+    fault. The first and the last page may hold other objects too and are left alone.
 
     Args:
         arrays: all arrays of the object, which lie one behind the other.
@@ -55,7 +55,7 @@ def protect(arrays: Sequence[np.ndarray[tuple[int], np.dtype[np.uint8]]]) -> int
 
 
 def _is_shared(start: int, end: int) -> bool:
-    """Whether memory lies in one mapping that other processes have too; this process's own must stay as it is."""
+    """Whether memory lies in one mapping that other processes have too; this process's own must not change."""
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         span, permissions, *_ = line.split(maxsplit=2)
         low, high = (int(address, 16) for address in span.split("-"))

@@ -75,9 +75,9 @@ def shm_free_bytes() -> int:
 
 
 def memory_free_bytes(root: Path = Path("/")) -> int:
-    """Memory that can be had without swapping, limits of containers included.
+    """Memory that a process can get without swapping, limits of containers included.
 
-    macOS tells only what is installed, Windows nothing without another library: there the store's own check has to do.
+    macOS reports what is installed, Windows nothing without another library: there the store's own check has to do.
 
     Args:
         root: where ``proc`` and ``sys`` are; for tests.

@@ -162,7 +162,7 @@ def get_parts(refs: Sequence[ObjectRef[list[Bytes]]], *, protected: bool) -> tup
 
 
 def _connected() -> ModuleType:
-    """Ray, which without a cluster would start one of its own that listens to the network."""
+    """Ray, which without a cluster would start another one that listens to the network."""
     import ray
 
     if not ray.is_initialized():

@@ -51,7 +51,7 @@ class Worker:
         }
         try:
             return {"event": "done", "value": steps[step](*arguments)}
-        except Exception as error:  # noqa: BLE001 - told to the driver, which raises it there
+        except Exception as error:  # noqa: BLE001 - sent to the driver, which raises it there
             return _failure(error)
 
     def run(self, call: int, function: str, arguments: Mapping[str, Plain]) -> Iterator[Record]:
@@ -86,7 +86,7 @@ class Worker:
             record: Record = {"event": "done", "value": encode(result, f"the result of {function}")}
         except StoppedAtStep as stopped:
             record = {"event": "cancelled", "step": stopped.step}
-        except BaseException as error:  # noqa: BLE001 - sys.exit included: the driver waits until it is told something
+        except BaseException as error:  # noqa: BLE001 - sys.exit included: the driver waits for an answer
             record = _failure(error)
         self._cancelled.discard(call)
         emit(record)

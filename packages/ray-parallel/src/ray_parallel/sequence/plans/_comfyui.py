@@ -149,7 +149,7 @@ def _hidream(blocks: str, streams: str | tuple[str, str]) -> Region:
     )
 
 
-# Each block gets text of its own layer of the language model: the streams are put together around every block.
+# Each block gets text of another layer of the language model: the streams are put together around every block.
 HIDREAM = Plan(regions=[_hidream("double_stream_blocks", ("img", "txt")), _hidream("single_stream_blocks", "all")])
 
 # The host passes context and x by position through (*args, **kwargs). Blocks of 3.5 medium attend a second time.
