@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
@@ -29,26 +29,10 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from soak_operation import Operation
+
 MEMORY_LIMIT = 48 << 20
 """Bytes that the resident memory may differ by between the second and the last third: allocators keep what they had."""
-
-Run = Callable[[random.Random, Path], str]
-"""One operation: takes the generator and an empty folder, raises when a value is wrong, and names what happened."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
-    """Something that a user does.
-
-    Attributes:
-        name: for the table.
-        weight: how often it is drawn, against the others.
-        run: does it.
-    """
-
-    name: str
-    weight: float
-    run: Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests-integration"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "comfy-nodes" / "tests"))
 
-from soak import Operation, report, soak
+from soak import report, soak
+from soak_operation import Operation
 
 from get_comfyui import find_comfyui
 

@@ -21,7 +21,7 @@ import fuzz_alloc_spec
 import fuzz_gguf
 import gguf_bytes
 import gguf_mutations
-from soak import Operation
+from soak_operation import Operation
 
 import alloc_spec
 from block_discovery import BlockDiscoveryError, BlockTree, discover, discover_file

@@ -1,8 +1,8 @@
 """New memory for what the host put in place of streamed tensors.
 
-The memory of a replaced tensor stays as it is for as long as anybody holds the old object, an alias of it or a state
+The memory of a replaced tensor is unchanged for as long as anybody holds the old object, an alias of it or a state
 dict: its values are not ours to change. So the newcomer gets a buffer that nobody knows, and the share of its unit is
-cut into pieces around it; the other tensors stay where they are, since somebody may hold aliases of them, too.
+cut into pieces around it; the other tensors stay where they are, since somebody may also hold aliases of them.
 """
 
 from __future__ import annotations
