@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import soak
 import soak_operations
+from soak_operation import Operation
 
 
 def sample(**more: int) -> soak.Sample:
@@ -28,7 +29,7 @@ def test_a_wrong_value_ends_the_run_and_names_the_seed(tmp_path: Path, capsys: p
         raise AssertionError("off by one")
 
     with pytest.raises(AssertionError, match="off by one"):
-        soak.soak([soak.Operation(name="wrong", weight=1, run=wrong)], seconds=0, seed=7, folder=tmp_path)
+        soak.soak([Operation(name="wrong", weight=1, run=wrong)], seconds=0, seed=7, folder=tmp_path)
     assert "wrong failed after 0 operations of seed 7" in capsys.readouterr().err
 
 
