@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sys
+import threading
+import time
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,9 +16,12 @@ from hypothesis import strategies as st
 from nodes_golden import WORKFLOWS
 from nodes_testing import DEVICES, sent_by_editor
 
+from alloc_spec import AllocSpecError
 from comfy_nodes.host import _app
+from comfy_nodes.nodes._asked import check_expert, request_for
+from comfy_nodes.nodes._errors import NodeError
 from comfy_nodes.nodes._opened import reopen, reopen_node
-from comfy_nodes.nodes._rewrite import declared_name, rewrite_prompt
+from comfy_nodes.nodes._rewrite import declared_name, rewrite_inputs, rewrite_prompt
 from comfy_nodes.nodes._table import TABLE
 
 UI = sorted(WORKFLOWS.glob("*-ui.json"))
@@ -220,10 +225,14 @@ def test_todays_name_of_an_input() -> None:
         ("[1]", 400, {"error": "post a JSON object"}),
         ("{", 400, {"error": "post a JSON object"}),
         ("", 400, {"error": "post a JSON object"}),
+        ('{"nodes": ' + "[" * 100_000 + "]" * 100_000 + "}", 400, {"error": "post a JSON object"}),
+        ('{"fails": 1}', 400, {"error": "post a JSON object"}),
+        (b"\xff\xfe{}", 400, {"error": "post a JSON object"}),
+        (("text/plain; charset=klingon", "{}"), 400, {"error": "post a JSON object"}),
     ],
 )
 def test_the_route_answers_objects_alone(
-    monkeypatch: pytest.MonkeyPatch, body: str, status: int, answer: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, body: Any, status: int, answer: dict[str, Any]
 ) -> None:
     web = pytest.importorskip("aiohttp.web")
     from aiohttp.test_utils import TestClient, TestServer
@@ -231,16 +240,42 @@ def test_the_route_answers_objects_alone(
     routes = web.RouteTableDef()
     server = SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(routes=routes)))
     monkeypatch.setitem(sys.modules, "server", cast(ModuleType, server))
-    assert _app.answer("/reopen", lambda document: {"said": document})
+    kind, data = body if isinstance(body, tuple) else ("application/json", body)
+
+    def respond(document: dict[str, Any]) -> dict[str, Any]:
+        assert threading.current_thread() is not threading.main_thread()
+        return {"said": {name: document[name] for name in ("nodes",)}}
+
+    assert _app.answer("/reopen", respond)
 
     async def ask() -> tuple[int, Any]:
         application = web.Application()
         application.add_routes(routes)
         async with TestClient(TestServer(application)) as client:
-            response = await client.post("/reopen", data=body)
+            response = await client.post("/reopen", data=data, headers={"Content-Type": kind})
             return response.status, await response.json()
 
     assert asyncio.run(ask()) == (status, answer)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"virtual_vram_gb": 4.0, "use_other_vram": None, "donor_device": ",".join(f"npu:{i}" for i in range(900_000))},
+        {"virtual_vram_gb": "cuda:0,1gb;" * 700_000},
+        {"virtual_vram_gb": 10**400, "use_other_vram": True},
+        {"virtual_vram_gb": float("nan"), "use_other_vram": True},
+        {"device": "x" * 8_000_000, "use_other_vram": True},
+    ],
+)
+def test_huge_inputs_of_an_older_layout_take_no_time(inputs: dict[str, Any]) -> None:
+    started = time.process_time()
+    rewrite_inputs(TABLE[GGUF], {"device": "cuda:0", **inputs}, DEVICES)
+    check_expert(str(inputs.get("virtual_vram_gb")))
+    assert time.process_time() - started < 0.5
+    with pytest.raises((NodeError, AllocSpecError)) as error:
+        request_for(TABLE[GGUF], rewrite_inputs(TABLE[GGUF], {"device": "cuda:0", **inputs}, DEVICES), DEVICES)
+    assert len(str(error.value)) < 400
 
 
 def test_without_a_server_there_is_no_route(monkeypatch: pytest.MonkeyPatch) -> None:

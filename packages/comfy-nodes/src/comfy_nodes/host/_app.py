@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -31,6 +34,12 @@ def has(dotted: str) -> bool:
             found = getattr(found, name)
         return True
     return False
+
+
+_log = logging.getLogger(__name__)
+_JSON = "application/json"
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a body that was not made by the editor raises where it is read; an unknown charset is a LookupError."""
 
 
 def comfy_api() -> ModuleType:
@@ -91,7 +100,8 @@ def on_prompt(rewrite: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
 def answer(path: str, respond: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
     """Answer a JSON object that is posted to `path` of the server with another; False where no server runs.
 
-    What is no JSON object is refused with status 400.
+    A body that is no JSON object, or that `respond` cannot read, is refused with status 400. The answer is made in a
+    thread, so that the server goes on.
     """
     server = _server()
     if server is None:
@@ -101,14 +111,19 @@ def answer(path: str, respond: Callable[[dict[str, Any]], dict[str, Any]]) -> bo
     async def handle(request: Any) -> Any:
         try:
             posted = await request.json()
-        except ValueError:
-            posted = None
-        if not isinstance(posted, dict):
+            if not isinstance(posted, dict):
+                raise TypeError(f"a JSON {type(posted).__name__} is no object")
+            return web.Response(text=await asyncio.to_thread(_answered, respond, posted), content_type=_JSON)
+        except _UNREADABLE as error:
+            _log.info("%s: a body was refused (%s)", path, type(error).__name__)
             return web.json_response({"error": "post a JSON object"}, status=400)
-        return web.json_response(respond(posted))
 
     server.routes.post(path)(handle)
     return True
+
+
+def _answered(respond: Callable[[dict[str, Any]], dict[str, Any]], posted: dict[str, Any]) -> str:
+    return json.dumps(respond(posted))
 
 
 def progress_bar(total: int) -> Any:

@@ -22,16 +22,20 @@ class DenseOnDemand:
         read: gives its numbers, patched where the host expects patches to be written.
     """
 
-    __slots__ = ("_read", "_weight")
+    __slots__ = ("__read", "__weight")
 
     def __init__(self, weight: torch.Tensor, read: Callable[[], torch.Tensor]) -> None:
-        self._weight = weight
-        self._read = read
+        self.__weight = weight
+        self.__read = read
+
+    def numbers(self) -> torch.Tensor:
+        """The weight as a dense tensor, made now."""
+        return self.__read()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(self._weight if name in _KEPT else self._read(), name)
+        return getattr(self.__weight if name in _KEPT else self.numbers(), name)
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,10 +44,10 @@ class DenseOnDemand:
             (one,), options = args, dict(kwargs or {})
             options = {"dtype": one.dtype, "device": one.device} | {k: v for k, v in options.items() if v is not None}
             return torch.empty(tuple(one.shape), **options)
-        return func(*map(_read, args), **{name: _read(value) for name, value in (kwargs or {}).items()})
+        return func(*map(_dense, args), **{name: _dense(value) for name, value in (kwargs or {}).items()})
 
 
-def _read(value: Any) -> Any:
+def _dense(value: Any) -> Any:
     if isinstance(value, DenseOnDemand):
-        return value._read()
-    return type(value)(map(_read, value)) if type(value) in (list, tuple) else value
+        return value.numbers()
+    return type(value)(map(_dense, value)) if type(value) in (list, tuple) else value

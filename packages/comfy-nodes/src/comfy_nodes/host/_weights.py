@@ -34,8 +34,6 @@ class CastPatch:
         stored_dtype: type of the weight where it lives, to which a written patch would have been rounded.
         dtype: type to compute patches in; the host's choice where None.
         set_weight: the layer's own way to store a patched weight, if it has one.
-        original: gives the weight without any patch, for the host's hooks, which may replace it by that of another
-            model; None for patches that are no hook's.
     """
 
     def __init__(
@@ -46,26 +44,40 @@ class CastPatch:
         stored_dtype: torch.dtype,
         dtype: torch.dtype | None = None,
         set_weight: Callable[..., torch.Tensor] | None = None,
-        original: Callable[[], torch.Tensor] | None = None,
     ) -> None:
         self.key = key
         self.patches = patches
         self.stored_dtype = stored_dtype
         self.dtype = dtype
         self.set_weight = set_weight
-        self.original = original
+
+    def originals(self) -> dict[str, list[tuple[torch.Tensor]]] | None:
+        """Weights without any patch by key, for patches that are differences to them."""
+        return None
 
     def __call__(self, weight: torch.Tensor) -> torch.Tensor:
         """The patched weight, in the type and on the device of `weight`."""
         computed = weight.to(self.dtype or _compat.patch_dtype(weight.device), copy=True)
-        originals = None if self.original is None else {self.key: [(self.original(),)]}
-        patched = comfy.lora.calculate_weight(self.patches[self.key], computed, self.key, original_weights=originals)
+        patches, originals = self.patches[self.key], self.originals()
+        patched = comfy.lora.calculate_weight(patches, computed, self.key, original_weights=originals)
         seed = _compat.seed_of(self.key)
         if self.set_weight is None:
             stored = comfy.float.stochastic_rounding(patched, self.stored_dtype, seed=seed)
         else:
             stored = self.set_weight(patched, inplace_update=False, seed=seed, return_weight=True)
         return dense(stored).to(weight.dtype)
+
+
+class HookPatch(CastPatch):
+    """The same for patches of the host's hooks, which may replace a weight by that of another model."""
+
+    def __init__(self, key: str, patches: Patches, layer: nn.Module, **options: Any) -> None:
+        super().__init__(key, patches, dtype=torch.float32, **options)
+        self.layer = layer
+
+    def originals(self) -> dict[str, list[tuple[torch.Tensor]]]:
+        """The layer's weight as it is stored."""
+        return {self.key: [(dense(getattr(self.layer, self.key.rpartition(".")[2])),)]}
 
 
 def attach(
@@ -96,7 +108,7 @@ def attach(
             weight, set_weight, _ = comfy.model_patcher.get_key_weight(model, key)
             functions.append(CastPatch(key, patches, stored_dtype=weight.dtype, dtype=dtype, set_weight=set_weight))
         functions.extend(wrappers.get(key, ()))
-        functions.extend(one for one in getattr(layer, f"{parameter}_function", ()) if _is_hook(one))
+        functions.extend(one for one in getattr(layer, f"{parameter}_function", ()) if isinstance(one, HookPatch))
         setattr(layer, f"{parameter}_function", functions)
 
 
@@ -105,7 +117,7 @@ def detach(layer: nn.Module, *, only_hooks: bool = False) -> None:
     for parameter in PARAMETERS:
         functions = getattr(layer, f"{parameter}_function", None)
         if functions:
-            kept = [one for one in functions if not isinstance(one, CastPatch) or (only_hooks and not _is_hook(one))]
+            kept = [one for one in functions if not isinstance(one, HookPatch if only_hooks else CastPatch)]
             setattr(layer, f"{parameter}_function", kept)
 
 
@@ -114,19 +126,8 @@ def add_hook(model: nn.Module, key: str, patches: Patches) -> None:
     name, _, parameter = key.rpartition(".")
     layer = model.get_submodule(name)
     weight, set_weight, _ = comfy.model_patcher.get_key_weight(model, key)
-    patch = CastPatch(
-        key,
-        patches,
-        stored_dtype=weight.dtype,
-        dtype=torch.float32,
-        set_weight=set_weight,
-        original=lambda: dense(getattr(layer, parameter)),
-    )
+    patch = HookPatch(key, patches, layer, stored_dtype=weight.dtype, set_weight=set_weight)
     setattr(layer, f"{parameter}_function", [*getattr(layer, f"{parameter}_function", ()), patch])
-
-
-def _is_hook(function: Any) -> bool:
-    return isinstance(function, CastPatch) and function.original is not None
 
 
 def has_foreign_functions(layer: nn.Module) -> bool:

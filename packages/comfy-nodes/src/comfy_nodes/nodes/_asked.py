@@ -9,7 +9,7 @@ from typing import Any, Final
 import alloc_spec
 from alloc_spec import AllocSpecError
 from comfy_nodes.host import Allocation, PlacementRequest
-from comfy_nodes.nodes._controls import Controls, read_controls
+from comfy_nodes.nodes._controls import MAX_TEXT, Controls, read_controls
 from comfy_nodes.nodes._row import NodeRow
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ def check_expert(text: str) -> str | None:
               ^
     an entry is DEVICE,AMOUNT, for example "cuda:0,2gb;cpu,*" - did you mean "cuda:0,2gb"?
     """
+    if len(text) > MAX_TEXT:
+        return f"an allocation has at most {MAX_TEXT} characters, and this one {len(text)}; shorten it"
     try:
         _read_expert(text)
     except AllocSpecError as error:

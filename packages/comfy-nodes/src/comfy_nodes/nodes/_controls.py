@@ -8,6 +8,11 @@ from typing import Any, Final
 
 from comfy_nodes.nodes._errors import ConflictingInputsError, InputValueError
 
+MAX_TEXT: Final = 64 * 1024
+"""Characters of a text that are read; ComfyUI checks inputs where every other request waits."""
+MAX_DONORS: Final = 64
+MAX_GIGABYTES: Final = 1 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controls:
@@ -47,12 +52,16 @@ class Context:
 def _text(name: str, value: Any, context: Context) -> str:
     if not isinstance(value, str):
         raise InputValueError(name, value, 'give a text, such as "cuda:0"')
+    if len(value) > MAX_TEXT:
+        raise InputValueError(name, value, f"give at most {MAX_TEXT} characters")
     return value.strip()
 
 
 def _number(name: str, value: Any, context: Context) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InputValueError(name, value, "give a number of gigabytes")
+    if isinstance(value, int) and abs(value) > MAX_GIGABYTES:
+        raise InputValueError(name, value, f"give at most {MAX_GIGABYTES}")
     return float(value)
 
 
@@ -70,7 +79,10 @@ def _donors(name: str, value: Any, context: Context) -> tuple[str, ...]:
     """Donors as a text; a switch stands there in workflows that were saved before 2.0, when it was use_other_vram."""
     if isinstance(value, bool):
         return _other_memory(name, value, context)
-    return tuple(part.strip() for part in _text(name, value, context).split(","))
+    donors = tuple(part.strip() for part in _text(name, value, context).split(","))
+    if len(donors) > MAX_DONORS:
+        raise InputValueError(name, value, f"name at most {MAX_DONORS} devices")
+    return donors
 
 
 def _other_memory(name: str, value: Any, context: Context) -> tuple[str, ...]:

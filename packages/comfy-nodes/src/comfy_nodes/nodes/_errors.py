@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+_QUOTE = Repr()
+_QUOTE.maxstring = _QUOTE.maxother = 100
+"""Quotes at most a line."""
+
 
 class NodeError(ValueError):
     """Root of the errors of the nodes."""
@@ -18,7 +24,8 @@ class ConflictingInputsError(NodeError):
     def __init__(self, meaning: str, first: tuple[str, object], second: tuple[str, object]) -> None:
         self.first, self.second = first[0], second[0]
         super().__init__(
-            f"{first[0]} = {first[1]!r} and {second[0]} = {second[1]!r} both say {meaning} and differ; keep one"
+            f"{first[0]} = {_QUOTE.repr(first[1])} and {second[0]} = {_QUOTE.repr(second[1])} both say {meaning} and "
+            "differ; keep one"
         )
 
 
@@ -33,7 +40,7 @@ class InputValueError(NodeError):
     def __init__(self, name: str, value: object, remedy: str) -> None:
         self.name = name
         self.value = value
-        super().__init__(f"{name} = {value!r}: {remedy}")
+        super().__init__(f"{name} = {_QUOTE.repr(value)}: {remedy}")
 
 
 class SiblingError(NodeError):
