@@ -72,6 +72,13 @@ class Streamer(Protocol):
     def synchronize(self) -> None:
         """Wait on the host until every copy and every forward that was started is done; raises what had failed."""
 
+    def restart(self) -> None:
+        """Go on in a process that was forked, where threads are gone and copies under way never arrive.
+
+        Raises:
+            HandleStateError: the device cannot be used there.
+        """
+
     def close(self) -> None:
         """Give back threads and streams, after `synchronize`; nothing is copied any more."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from device_placement import _peer
 from device_placement._backend import AllocationRefused, allocate_or_refuse
-from device_placement._errors import DeviceUnavailableError, PeerCopyError
+from device_placement._errors import DeviceUnavailableError, HandleStateError, PeerCopyError
 from device_placement._pinning import HostMemory
 from device_placement._streams import (
     BouncedTransfer,
@@ -225,6 +225,17 @@ class AcceleratorStreamer:
         for gate in self._gates:
             gate.arrive()
         torch.accelerator.synchronize(self._device)
+
+    def restart(self) -> None:
+        """Refused: a process that was forked cannot use the accelerators of its parent.
+
+        Raises:
+            HandleStateError: always.
+        """
+        raise HandleStateError(
+            f"a placed model on {self._device} came into this process by fork, which cannot use the device; start the "
+            "process by spawn and place the model there"
+        )
 
     def close(self) -> None:
         """End the thread and drop its buffers."""

@@ -130,6 +130,12 @@ class EmulatedStreamer:
         for gate in self._gates:
             gate.arrive()
 
+    def restart(self) -> None:
+        """A thread of this process; what the other one was to copy is forgotten."""
+        self._worker = Worker("emulated-link")
+        for gate in self._gates:
+            gate.restart(self._worker)
+
     def close(self) -> None:
         """End the thread."""
         self._worker.close()
@@ -193,6 +199,11 @@ class EmulatedGate:
             transfer.finish()
         self._under_way = ()
         return self._clock.now() - began
+
+    def restart(self, worker: Worker) -> None:
+        """Use another thread; nothing is under way there."""
+        self._worker = worker
+        self._under_way = ()
 
     def release(self) -> None:
         """The forward is over: nothing reads the slot any more."""

@@ -63,5 +63,8 @@ class SharedMemory:
     def synchronize(self) -> None:
         """Nothing runs beside the host."""
 
+    def restart(self) -> None:
+        """Nothing was under way."""
+
     def close(self) -> None:
         """Nothing to give back."""

@@ -11,6 +11,7 @@ Threads take turns: one holds the engine from `enter` to `leave`, since a module
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import types
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from device_placement._backend import Streamer
+from device_placement._claims import claim
 from device_placement._errors import HandleStateError, StreamedWriteError
 from device_placement._homes import Homes
 from device_placement._kept import Kept
@@ -64,17 +66,33 @@ class Engine:
         self.waits = 0
         self.wait_seconds = 0.0
         self.hook_nanoseconds = 0
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         self._slots = slots
         self._streamer = streamer
         self._make_ring = make_ring
         self._allocate = allocate
         self._ring: Ring | None = None
         self._closed = False
+        self._process = os.getpid()
         self._order = CallOrder(self.units)
         self._active: list[StreamedUnit] = []
-        self._homes = Homes(self.units, self.residents, self.synchronize, allocate)
+        self._homes = Homes(self.units, self.residents, self.synchronize, allocate, self._claim)
         self.start()
+        for unit in self.units:
+            self._claim(unit.tensors)
+        self._claim(self.residents)
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held by the thread whose turn it is; raises HandleStateError in a forked process that cannot go on."""
+        if os.getpid() != self._process:
+            self._move_to_this_process()
+        return self._lock
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def slots_bytes(self) -> int:
@@ -269,6 +287,27 @@ class Engine:
                 ", ".join(uncalled[:5]),
             )
 
+    def _claim(self, tensors: Sequence[Kept]) -> None:
+        claim((part for kept in tensors for part, _ in kept.pointers), self)
+
+    def _move_to_this_process(self) -> None:
+        """The model came here by fork, which takes no threads along: nothing that was under way arrives here.
+
+        Raises:
+            HandleStateError: it computes on a device, which a forked process cannot use, or the fork was made inside
+                one of its forwards.
+        """
+        if self._active:
+            raise HandleStateError(
+                f"the process was forked inside the forward of {self._active[-1].path!r}; fork between forwards, or "
+                "start the process by spawn and place the model there"
+            )
+        self._streamer.restart()
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        for unit in self.units:
+            self._doubt(unit)
+
     # ------------------------------------------------------------------------------------------------ between forwards
 
     def note_reload(self) -> None:
@@ -373,7 +412,7 @@ class Engine:
                 self._streamer.close()
                 self.units = ()
                 self.residents = ()
-                self._homes = Homes((), (), self.synchronize, self._allocate)
+                self._homes = Homes((), (), self.synchronize, self._allocate, self._claim)
                 self._order = CallOrder(())
 
     def require_idle(self, what: str) -> None:

@@ -26,6 +26,7 @@ class Homes:
         residents: tensors on the compute device.
         synchronize: waits for the copies that may be reading the homes.
         allocate: gives memory to what replaces a streamed tensor.
+        claim: marks the memory of tensors that moved in as this placement's.
 
     Attributes:
         reloaded: `load_state_dict` ran on the model: tensors that are elsewhere now are to be brought home.
@@ -37,10 +38,12 @@ class Homes:
         residents: Sequence[Kept],
         synchronize: Callable[[], None],
         allocate: Allocate,
+        claim: Callable[[Sequence[Kept]], None],
     ) -> None:
         self.reloaded = False
         self.synchronize = synchronize
         self._allocate = allocate
+        self._claim = claim
         self._units = units
         self._residents = residents
         self._sentinels: list[tuple[Owner, str, Tensor, int]] = []
@@ -100,6 +103,7 @@ class Homes:
                     kept.bring_home()
         for kept in self._residents:
             kept.note()
+        self._claim(strays)
 
     def _rehouse(self, unit: StreamedUnit, strays: Sequence[Kept]) -> None:
         if strays:
@@ -110,6 +114,7 @@ class Homes:
         for kept in unit.tensors:
             kept.note()
         unit.note()
+        self._claim(strays)
 
 
 def _adoptable(tensors: Sequence[Kept]) -> list[Kept]:

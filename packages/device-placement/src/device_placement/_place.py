@@ -10,10 +10,11 @@ from torch import nn
 from device_placement._backend import Backend
 from device_placement._backend_accelerator import AcceleratorBackend
 from device_placement._backend_same import SameDeviceBackend
+from device_placement._claims import is_claimed
 from device_placement._engine import Engine
 from device_placement._errors import BudgetTooSmallError, DeviceUnavailableError, HandleStateError, PlanMismatchError
 from device_placement._hooks import install, is_placed, remove_copied_hooks
-from device_placement._inventory import Assignment, assign, take_inventory
+from device_placement._inventory import Assignment, Inventory, assign, take_inventory
 from device_placement._moving import Mover, Progress
 from device_placement._placed import PlacedModel
 from device_placement._plan import PlacementPlan, aligned_bytes
@@ -46,7 +47,7 @@ def place(
 
     Raises:
         PlanMismatchError: the plan is for another model, or a streamed tensor is tied to something outside its unit.
-        HandleStateError: the model, or a part of it, is placed already.
+        HandleStateError: the model, a part of it, or another model that it shares a tensor with is placed already.
         DeviceUnavailableError: a device of the plan is not there.
         BudgetTooSmallError: the compute device has no room for what is resident and the slots.
         DevicesFullError: no donor, and not the host either, has room for a streamed share.
@@ -70,6 +71,7 @@ def place(
         raise HandleStateError("the model, or a part of it, is placed already; call remove() on its PlacedModel first")
     backend = backend or _default_backend(plan)
     inventory = take_inventory(model)
+    _check_unclaimed(inventory)
     assignment = assign(model, inventory, plan)
     _check_nesting(plan)
     _check_devices(plan, backend)
@@ -113,6 +115,17 @@ def _start(model: nn.Module, mover: Mover, backend: Backend) -> PlacedModel:
     handles = install(model, engine) if units else []
     _log.info("placed %s: %d of %d units are streamed", type(model).__name__, len(units), len(plan.units))
     return PlacedModel(model=model, plan=plan, engine=engine, handles=handles, backend=backend)
+
+
+def _check_unclaimed(inventory: Inventory) -> None:
+    """Refuse a model whose tensors another placed model needs where they are."""
+    shared = [held.name for held in inventory.held if any(is_claimed(part) for part in held.parts)]
+    if shared:
+        more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+        raise HandleStateError(
+            f"{', '.join(map(repr, shared[:3]))}{more} of the model belong to another model that is placed; call "
+            "remove() on its PlacedModel first, or give this model copies of its own"
+        )
 
 
 def _default_backend(plan: PlacementPlan) -> Backend:
