@@ -52,8 +52,12 @@ _NODES = """() => window.app.graph._nodes.map((node) => ({
 }))"""
 _LINKS = """() => Array.from(window.app.graph.links.values(), (link) =>
     [String(link.origin_id), link.origin_slot, String(link.target_id), link.type])"""
+TOAST = ".p-toast-message, [data-testid=toast]"
+"""A message that comes and goes, in the editor of 1.49 and in that of 1.58."""
+
+TOAST_CLOSE = ".p-toast-close-button, [data-testid=toast-close]"
 _COMPLAINTS_SHOWN = (
-    "[data-testid=error-overlay], [data-testid=error-group-execution], .p-toast-message, [role=dialog], [role=alert]"
+    f"[data-testid=error-overlay], [data-testid=error-group-execution], {TOAST}, [role=dialog], [role=alert]"
 )
 
 

@@ -17,7 +17,7 @@ from nodes_golden import EJECTS, GOLDEN, Asked, asked, request_of, saved_workflo
 
 from comfy_nodes.nodes._row import NodeRow
 from comfy_nodes.nodes._table import TABLE
-from comfyui_browser import Editor, ShownNode
+from comfyui_browser import TOAST, TOAST_CLOSE, Editor, ShownNode
 from comfyui_browser_fixtures import DEVICES, EXAMPLES, browser, editor, here, opened
 from comfyui_workflows import node
 from conftest import PACK
@@ -168,7 +168,7 @@ def test_nodes_in_subgraphs_are_opened_like_all_others(editor: Editor) -> None:
     assert inner[0]["widgets_values"] == ["flux1-dev-Q8_0.gguf", "npu:0", 6, "cpu", ""]
 
 
-def test_an_unreachable_server_is_reported_and_the_workflow_opens_all_the_same(editor: Editor) -> None:
+def test_an_unreachable_server_is_told_and_the_workflow_opens_all_the_same(editor: Editor) -> None:
     path = "**/torchspan/api/v1/reopen"
     editor.page.route(path, lambda route: route.fulfill(status=503, body="{}"))
     try:
@@ -177,11 +177,11 @@ def test_an_unreachable_server_is_reported_and_the_workflow_opens_all_the_same(e
             assert [each.values["compute_device"] for each in shown] == ["npu:0", "npu:1"]
     finally:
         editor.page.unroute(path)
-    toast = editor.page.locator(".p-toast-message").first
+    toast = editor.page.locator(TOAST).first
     assert "Inputs of an older release could not be read (503)" in toast.inner_text()
-    for button in editor.page.locator(".p-toast-close-button").all():
+    for button in editor.page.locator(TOAST_CLOSE).all():
         button.click()
-    editor.page.locator(".p-toast-message").first.wait_for(state="detached")
+    editor.page.locator(TOAST).first.wait_for(state="detached")
     assert len(editor.complaints) == 2
     editor.complaints.clear()
 

@@ -159,11 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     for checkout in options.comfyui:
         broken = check(now, Checkout(checkout))
-        failed = failed or any(each.disables for each in broken)
+        unmet = [each for each in broken if not each.need.optional]
+        failed = failed or bool(unmet)
         for each in broken:
-            level = "missing" if each.disables else "note"
+            level = "note" if each.need.optional else "missing"
             print(f"{checkout}: {level}: {each.need.name} ({each.need.kind}): {each.reason}; {each.need.without}")
-        print(f"{checkout}: {len(now.needs)} needs, {sum(each.disables for each in broken)} not met")
+        print(f"{checkout}: {len(now.needs)} needs, {len(unmet)} not met")
     return 1 if failed else 0
 
 

@@ -84,5 +84,16 @@ def members_of_adapter(source: Path) -> frozenset[str]:
         if module.name.startswith(ADAPTER)
         for node in ast.walk(module.tree)
         if isinstance(node, ast.ClassDef)
-        for name in members(node)
+        for name in (*members(node), *_given_to_self(node))
     )
+
+
+def _given_to_self(node: ast.ClassDef) -> set[str]:
+    return {
+        each.attr
+        for each in ast.walk(node)
+        if isinstance(each, ast.Attribute)
+        and isinstance(each.ctx, ast.Store)
+        and isinstance(each.value, ast.Name)
+        and each.value.id == "self"
+    }

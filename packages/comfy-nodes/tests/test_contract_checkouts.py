@@ -177,7 +177,8 @@ def test_only_the_nodes_concerned_are_lost() -> None:
     everything = Broken(need=need("x"), reason="it is gone")
     assert set(_unmet.disabled([everything], TABLE)) == {*TABLE, *(node.node_id for node in SIBLINGS)}
     optional = Broken(need=need("x", optional=True), reason="it is gone")
-    assert _unmet.disabled([optional], TABLE) == {}
+    guessed = Broken(need=need("x", kind="attribute"), reason="it is gone")
+    assert _unmet.disabled([optional, guessed], TABLE) == {}
 
 
 def test_everything_that_needs_something_is_a_node() -> None:

@@ -18,8 +18,6 @@ process borders unchanged.
 
 import unicodedata
 
-from alloc_spec._quoting import quoted
-
 _EXCERPT_CHARACTERS = 100
 
 
@@ -81,7 +79,7 @@ class AllocValueError(AllocSpecError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.field} = {quoted(self.value)}: {self.reason}"
+        return f"{self.field} = {self.value!r}: {self.reason}"
 
 
 def _excerpt(source: str, span: tuple[int, int]) -> tuple[str, str]:

@@ -102,14 +102,14 @@ def host_findings(comfyui: Path) -> Iterator[Finding]:
     if not (comfyui / "comfy").is_dir():
         return
     contract = load_contract()
-    broken = [each for each in check(contract, Checkout(comfyui)) if each.disables]
+    broken = [each for each in check(contract, Checkout(comfyui)) if not each.need.optional]
     for each in broken:
         lost = ids_of(each, TABLE)
         shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
         yield Finding(
-            level="problem",
+            level="problem" if each.disables else "note",
             subject=each.need.name,
-            message=f"{each.reason}; {each.need.without}: {shown}",
+            message=f"{each.reason}; {each.need.without if each.disables else 'these nodes may fail'}: {shown}",
             remedy="update Torchspan, or use a ComfyUI that it was tried on; all other nodes work",
         )
     if not broken:

@@ -29,8 +29,8 @@ class Broken:
 
     @property
     def disables(self) -> bool:
-        """Whether nodes cannot run without it."""
-        return not self.need.optional
+        """Whether nodes cannot run without it; attributes and keys are uncertain, and only reported."""
+        return not self.need.optional and self.need.kind in ("symbol", "override", "member")
 
 
 def check(contract: Contract, checkout: Checkout) -> tuple[Broken, ...]:

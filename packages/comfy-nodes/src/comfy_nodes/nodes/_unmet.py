@@ -44,15 +44,14 @@ def disabled_here() -> frozenset[str]:
     What its source does not show is looked for in the process before a node is given up.
     """
     try:
-        broken = [each for each in check(load_contract(), Checkout(_app.program_folder())) if each.disables]
+        broken = [each for each in check(load_contract(), Checkout(_app.program_folder())) if not each.need.optional]
     except (OSError, ValueError) as error:
-        _log.warning("the host could not be compared with what the pack needs of it: %s", error)
+        _log.warning("this ComfyUI could not be compared with what the nodes use of it: %s", error)
         return frozenset()
     broken = [each for each in broken if each.need.kind != "symbol" or each.is_present or not _app.has(each.need.name)]
     found = disabled(broken, TABLE)
-    if found:
+    if broken:
         reasons = "; ".join(f"{each.need.name}: {each.reason}" for each in broken)
-        _log.warning(
-            "%d nodes are left out, because this ComfyUI has changed: %s (%s)", len(found), reasons, ", ".join(found)
-        )
+        lost = f"{len(found)} nodes are left out ({', '.join(found)})" if found else "all nodes stay, and one may fail"
+        _log.warning("this ComfyUI has changed: %s; %s", reasons, lost)
     return frozenset(found)
