@@ -167,7 +167,15 @@ def test_other_text_is_no_plan_file(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("difference", "small"), ("difference", None), ("ranks", 2), ("ranks", []), ("ranks", [1]), ("ranks", ["2"])],
+    [
+        ("difference", "small"),
+        ("difference", None),
+        ("difference", 10**400),
+        ("ranks", 2),
+        ("ranks", []),
+        ("ranks", [1]),
+        ("ranks", ["2"]),
+    ],
 )
 def test_a_file_that_does_not_say_how_it_was_tried_is_no_plan_file(key: str, value: Any) -> None:
     data = json.loads(derived_video().to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ray_parallel.sequence import (
     Attn,
     Compressed,
     Control,
+    Derived,
     Grid,
     Opaque,
     Plan,
@@ -196,3 +198,14 @@ def test_an_unknown_leaf_in_json() -> None:
     data["regions"][0]["args"]["x"]["kind"] = "Stripe"
     with pytest.raises(PlanError, match="Stripe"):
         Plan.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("read", [Plan.from_json, Derived.from_json], ids=["plan", "plan file"])
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 10**5, '{"a":' * 10**5, '{"format": NaN}', '{"regions": [], "regions": []}', f'{{"x": 1{"0" * 400}}}'],
+    ids=["deep list", "deep object", "not a number", "key twice", "huge number"],
+)
+def test_hostile_text_is_refused_by_the_packages_own_error(read: Callable[[str], Any], text: str) -> None:
+    with pytest.raises(PlanError, match="this is no"):
+        read(text)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ray_parallel.sequence import PlanError
 from ray_parallel.sequence import _softmax as module
 from ray_parallel.sequence._softmax import Part, partial_attention, without_drowned
 
@@ -123,3 +124,13 @@ def test_a_kernel_of_the_device_is_taken_where_it_fits() -> None:
     for size in (60, 512):
         wrong = torch.empty(1, 1, 1, size, dtype=torch.bfloat16, device="meta")
         assert not module._flash_takes(wrong, wrong)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_a_mask_of_integers_is_refused_in_parts_as_torch_refuses_it_whole(dtype: torch.dtype) -> None:
+    q, k, v = draws(0, 3, 4, 2, 2, 8, 8)
+    mask = torch.ones(1, 1, 3, 4, dtype=dtype)
+    with pytest.raises(RuntimeError, match="attn_mask dtype"):
+        F.scaled_dot_product_attention(q, k, v, mask)
+    with pytest.raises(PlanError, match=f"an attention mask of {str(dtype)[6:]} has no one meaning; make it boolean"):
+        partial_attention(q, k, v, mask)

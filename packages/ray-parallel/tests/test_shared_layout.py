@@ -101,18 +101,21 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("no json", "is no index of shards"),
-        ("[]", "is no index of shards"),
-        ("{}", "is no index of shards"),
-        (json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}), "which is not beside it"),
-        (json.dumps({"weight_map": {"a": ".."}}), "which is not beside it"),
-        (json.dumps({"weight_map": {"a": ""}}), "is no index of shards"),
-        (json.dumps({"weight_map": {"a": 3}}), "is no index of shards"),
-        (json.dumps({"weight_map": {"a": ["one.safetensors"]}}), "is no index of shards"),
-        (json.dumps({"weight_map": {"a": "one\0.safetensors"}}), "is no index of shards"),
-        (json.dumps({"weight_map": {}}), "is no index of shards"),
-        (json.dumps({"weight_map": ["one.safetensors"]}), "is no index of shards"),
+        ("no json", "the index is not valid JSON"),
+        ("[" * 100_000, "the index is not valid JSON"),
+        ("[]", "there is no weight_map"),
+        ("{}", "there is no weight_map"),
+        (json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}), "does not lie in the folder"),
+        (json.dumps({"weight_map": {"a": ".."}}), "does not lie in the folder"),
+        (json.dumps({"weight_map": {"a": ""}}), "does not lie in the folder"),
+        (json.dumps({"weight_map": {"a": 3}}), "does not lie in the folder"),
+        (json.dumps({"weight_map": {"a": ["one.safetensors"]}}), "does not lie in the folder"),
+        (json.dumps({"weight_map": {"a": "one\0.safetensors"}}), "does not lie in the folder"),
+        (json.dumps({"weight_map": {}}), "there is no weight_map"),
+        (json.dumps({"weight_map": ["one.safetensors"]}), "there is no weight_map"),
+        (json.dumps({"weight_map": {"a": "absent.safetensors"}}), "absent.safetensors does not exist"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_a_broken_index_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
@@ -125,8 +128,16 @@ def test_a_broken_index_is_refused(tmp_path: Path, text: str, reason: str) -> No
 def test_a_cut_file_is_refused(tmp_path: Path, keep: int) -> None:
     path = write_file(tmp_path / "model.safetensors", {"a": torch.ones(64)})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(WeightsError, match=r"is no complete safetensors file.*download it again"):
+    with pytest.raises(WeightsError, match=r"(too few|is truncated|are missing).*download"):
         SharedWeights.from_file(path)
+
+
+def test_an_index_and_its_shards_agree(tmp_path: Path) -> None:
+    write_file(tmp_path / "one.safetensors", {"a": torch.ones(3)})
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "one.safetensors"}}))
+    with pytest.raises(WeightsError, match=r"'b': the index lists it in one\.safetensors, which does not hold it"):
+        SharedWeights.from_file(index)
 
 
 @given(place=st.integers(0, 200), byte=st.integers(0, 255))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,44 @@ def test_a_replaced_file_is_noticed(path: Path) -> None:
     write_file(path, {"weight": torch.zeros(9, 4), "bias": torch.zeros(9)})
     assert not weights.are_here()
     with pytest.raises(WeightsError, match="is not the file that was shared; do not change a file"):
+        weights.open()
+
+
+def test_a_change_after_the_first_mib_that_keeps_the_length_is_noticed(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "large.safetensors", {"weight": torch.zeros(1 << 20)})
+    weights = SharedWeights.from_file(path)
+    with path.open("r+b") as file:
+        file.seek(3_000_000)
+        file.write(b"\xff" * 1000)
+    assert not weights.are_here()
+    with pytest.raises(WeightsError, match="is not the file that was shared"):
+        weights.open()
+
+
+def test_a_copy_with_the_same_times_is_another_file(path: Path) -> None:
+    weights = SharedWeights.from_file(path)
+    copied = path.with_name("copy")
+    shutil.copy2(path, copied)
+    copied.replace(path)
+    assert not weights.are_here()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have names on Unix alone")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["pipe.safetensors", "pipe.safetensors.index.json", "pipe.gguf"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    slots = [TensorSlot(name="a", dtype="uint8", shape=(1,), size_bytes=1)] if name.endswith("gguf") else None
+    for path in (tmp_path / name, tmp_path, Path("/dev/zero")):
+        with pytest.raises(WeightsError, match=r"this is a (pipe|folder|device); name a regular file"):
+            SharedWeights.from_file(path, slots=slots)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_here(path: Path) -> None:
+    weights = SharedWeights.from_file(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(WeightsError, match="is not the file that was shared"):
         weights.open()
 
 

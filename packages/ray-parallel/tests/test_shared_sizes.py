@@ -15,17 +15,24 @@ from ray_parallel.workers._sizes import (
     SMALLEST_STORE_BYTES,
     memory_free_bytes,
     shm_free_bytes,
-    store_bytes,
+    store_size,
 )
 from ray_parallel.workers._store import StoreRoom
 
 ROOMY = 1 << 50
+
+
+def store_bytes(shared: int, asked: float, *, shm: int = ROOMY, disk: int = ROOMY, memory: int = ROOMY) -> int:
+    """Size of a store on a machine that is roomy but for what is given."""
+    return store_size(shared, asked, shm_bytes=shm, disk_bytes=disk, memory_bytes=memory).size_bytes
+
+
 sizes = st.integers(0, 1 << 40)
 
 
 @given(shared=sizes)
 def test_what_is_computed_holds_the_weights(shared: int) -> None:
-    size = store_bytes(shared, 0.0, shm_bytes=ROOMY, memory_bytes=ROOMY)
+    size = store_bytes(shared, 0.0)
     assert size >= SMALLEST_STORE_BYTES
     assert size <= shared / 0.95 + 128 * MIB + 1
     StoreRoom(size).take(shared)
@@ -34,7 +41,7 @@ def test_what_is_computed_holds_the_weights(shared: int) -> None:
 @given(shared=sizes, asked=st.floats(0.001, 2000))
 def test_a_request_is_kept_or_refused(shared: int, asked: float) -> None:
     try:
-        size = store_bytes(shared, asked, shm_bytes=ROOMY, memory_bytes=ROOMY)
+        size = store_bytes(shared, asked)
     except ObjectStoreSizeError as error:
         assert error.needed_bytes > int(asked * GIB) == error.available_bytes
     else:
@@ -42,40 +49,49 @@ def test_a_request_is_kept_or_refused(shared: int, asked: float) -> None:
         StoreRoom(size).take(shared)
 
 
-@given(shared=sizes, shm=sizes, memory=sizes)
-def test_the_machine_keeps_a_tenth(shared: int, shm: int, memory: int) -> None:
+@given(shared=sizes, shm=sizes, disk=sizes, memory=sizes)
+def test_the_machine_keeps_a_tenth(shared: int, shm: int, disk: int, memory: int) -> None:
     try:
-        size = store_bytes(shared, 0.0, shm_bytes=shm, memory_bytes=memory)
+        size = store_size(shared, 0.0, shm_bytes=shm, disk_bytes=disk, memory_bytes=memory)
     except ObjectStoreSizeError as error:
         assert error.needed_bytes > error.available_bytes
         assert error.available_bytes in (shm, memory)
     else:
-        assert size <= 0.9 * min(shm, memory)
+        assert size.size_bytes <= 0.9 * min(shm if size.in_shared_memory else disk, memory)
+        assert size.in_shared_memory or size.size_bytes <= 256 * MIB
+
+
+def test_a_store_without_weights_needs_no_shared_memory() -> None:
+    size = store_size(0, 0.0, shm_bytes=64 * MIB, disk_bytes=ROOMY, memory_bytes=ROOMY)
+    assert not size.in_shared_memory
+    assert store_size(0, 0.0, shm_bytes=ROOMY, disk_bytes=0, memory_bytes=ROOMY).in_shared_memory
+    with pytest.raises(ObjectStoreSizeError, match=r"/dev/shm has 64.0 MiB.*from a file .*--shm-size"):
+        store_bytes(GIB, 0.0, shm=64 * MIB)
 
 
 def test_a_refusal_names_numbers_and_remedy() -> None:
     with pytest.raises(ObjectStoreSizeError) as small:
-        store_bytes(20 * GIB, 2.0, shm_bytes=ROOMY, memory_bytes=ROOMY)
+        store_bytes(20 * GIB, 2.0)
     assert str(small.value) == (
         "the weights in the object store need 21.18 GiB but ray_object_store_gb = 2 has 2.00 GiB; nothing was loaded, "
         "and nothing is spilled to disk; set ray_object_store_gb to 0 to have it computed, or load the model from a "
         "file, which needs none"
     )
     with pytest.raises(ObjectStoreSizeError, match=r"/dev/shm has 4.00 GiB.*load the model from a file"):
-        store_bytes(20 * GIB, 0.0, shm_bytes=4 * GIB, memory_bytes=ROOMY)
+        store_bytes(20 * GIB, 0.0, shm=4 * GIB)
     with pytest.raises(ObjectStoreSizeError, match=r"the memory of this machine has 16.00 GiB"):
-        store_bytes(20 * GIB, 0.0, shm_bytes=ROOMY, memory_bytes=16 * GIB)
+        store_bytes(20 * GIB, 0.0, memory=16 * GIB)
 
 
 @pytest.mark.parametrize("asked", [-1.0, float("nan"), float("inf")])
 def test_a_senseless_request_is_refused(asked: float) -> None:
     with pytest.raises(InvalidRequestError, match="ray_object_store_gb is"):
-        store_bytes(0, asked, shm_bytes=ROOMY, memory_bytes=ROOMY)
+        store_bytes(0, asked)
 
 
 def test_a_request_for_next_to_nothing_is_none_for_what_is_needed() -> None:
     with pytest.raises(ObjectStoreSizeError, match=r"commands and latents in the object store need 80\.0 MiB"):
-        store_bytes(0, 1e-12, shm_bytes=ROOMY, memory_bytes=ROOMY)
+        store_bytes(0, 1e-12)
 
 
 @given(parts=st.lists(st.integers(0, 100 * MIB), max_size=20))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -69,6 +70,35 @@ def test_a_cluster_leaves_nothing_behind() -> None:
     workers.close()
     weights.close()
     assert set(descendants(os.getpid())) - earlier == set()
+
+
+def test_every_path_that_a_cluster_makes_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray opens its folders and sockets to everybody, and would keep a token in the home for all to read."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    roots = (Path("/tmp"), Path("/dev/shm"), Path("/var/tmp"))
+    before = {path for root in roots for path in root.iterdir()}
+    with start_cluster(workers=1) as cluster, WorkerGroup(cluster, options=GroupOptions(workers=1)) as workers:
+        workers.start()
+        assert cluster.folder is not None
+        assert cluster.folder.stat().st_mode & 0o777 == 0o700
+        opened = {Path(name) for one in descendants(os.getpid()) for name in open_files(one.pid)}
+        outside = [path for path in opened if not path.is_relative_to(cluster.folder) and path.exists()]
+        assert [path for path in outside if any(path.is_relative_to(root) for root in roots)] == []
+        made = {path for root in roots for path in root.iterdir()} - before
+        assert {path for path in made if "ray" in path.name or "plasma" in path.name} == {cluster.folder}
+        assert [path for path in cluster.folder.iterdir() if path.is_file() and path.stat().st_mode & 0o077] == []
+    assert [*tmp_path.iterdir()] == []
+
+
+def open_files(pid: int) -> list[str]:
+    """Paths that a process has open for writing, its mappings included."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            flags = (link.parent.parent / "fdinfo" / link.name).read_text().split("flags:")[1].split()[0]
+            if int(flags, 8) & (os.O_WRONLY | os.O_RDWR):
+                found.append(str(link.readlink()))
+    return [name for name in found if name.startswith("/")]
 
 
 def this_process() -> Process:

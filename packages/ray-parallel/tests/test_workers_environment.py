@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +20,7 @@ from ray_parallel.workers import ClusterError, InvalidRequestError, connect_clus
 from ray_parallel.workers import _cluster as module
 from ray_parallel.workers._folder import ClusterFolder
 from ray_parallel.workers._processes import descendants, end
+from ray_parallel.workers._starting import LateStartError, patient_start
 
 NAMES = sorted(module._ENVIRONMENT)
 settings = st.dictionaries(st.sampled_from([*NAMES, "RAY_OTHER", "PYTHONBREAKPOINT"]), st.sampled_from("abc"))
@@ -148,3 +152,75 @@ def test_servers_are_known_by_the_folder_they_name_and_bring_their_children(tmp_
             one.kill()
     assert module._servers(folder) == ()
     folder.remove()
+
+
+def test_a_home_that_cannot_be_entered_has_no_token(clean: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert module._has_token() is False
+
+
+def test_a_folder_and_its_token_are_private(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    folder = ClusterFolder(tmp_path)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.path.iterdir()} == {0o600}
+    assert folder.token.read_text() == ClusterFolder(tmp_path).token.read_text() != ""
+    folder.remove()
+
+
+@pytest.mark.parametrize("late", [0, 2])
+def test_ray_waits_for_its_servers_as_long_as_it_is_asked_to(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with module._ray_environment():
+        services: Any = importlib.import_module("ray._private.services")
+    calls: list[tuple[Any, ...]] = []
+
+    def get_node(*arguments: Any) -> str:
+        calls.append(arguments)
+        if len(calls) <= late:
+            raise RuntimeError("not registered")
+        return "node"
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    with patient_start(5):
+        assert services.get_node("address", "id") == "node"
+    assert services.get_node is get_node
+    assert calls == [("address", "id")] * (late + 1)
+    late = 1 << 30
+    with pytest.raises(LateStartError, match=r"did not answer within 0\.1 s; raise start_seconds"), patient_start(0.1):
+        services.get_node()
+    assert services.get_node is get_node
+
+
+@pytest.mark.parametrize("lates", [0, 1, 2])
+def test_servers_that_are_late_are_started_once_more(
+    lates: int, clean: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def init(ray: Any, remedy: str, **arguments: Any) -> None:
+        folders.append(Path(arguments["_temp_dir"]).parent)
+        assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(folders[-1] / "token")
+        raise LateStartError("late") if len(folders) <= lates else ClusterError("another reason")
+
+    monkeypatch.setattr(module, "_init", init)
+    with pytest.raises(ClusterError, match="late" if lates == 2 else "another reason"):
+        module.start_cluster(workers=1)
+    assert len(folders) == min(lates, 1) + 1
+    assert not any(folder.exists() for folder in folders)
+    assert environment() == clean
+
+
+def test_whatever_ray_raises_is_an_error_of_the_cluster() -> None:
+    class Ray:
+        @staticmethod
+        def init(**_: Any) -> None:
+            raise Exception("The current node timed out during startup")
+
+    with pytest.raises(
+        ClusterError, match=r"\(Exception: The current node timed out during startup\); do this"
+    ) as raised:
+        module._init(Ray(), "do this")  # type: ignore[arg-type]
+    assert raised.value.__cause__ is not None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,9 +52,9 @@ cluster.close()
 HEAD = """
 import sys
 from ray_parallel.workers import start_cluster
-with start_cluster(workers=1):
+with start_cluster(workers=1) as cluster:
     import ray
-    print("address", ray.get_runtime_context().gcs_address, flush=True)
+    print("address", ray.get_runtime_context().gcs_address, cluster.token, flush=True)
     sys.stdin.readline()
 """
 
@@ -103,6 +106,29 @@ def test_an_interrupted_driver_takes_everything_with_it(how: signal.Signals) -> 
     require_gone(found, folder)
 
 
+@pytest.mark.parametrize("moment", range(10))
+def test_killed_at_any_moment_nothing_is_left(moment: int) -> None:
+    """The driver or one of the processes that it started, while it starts, meets, loads, works or ends."""
+    chance = random.Random(moment)
+    driver = start(DRIVER, TESTS)
+    try:
+        time.sleep(chance.uniform(1, 25))
+        found = descendants(driver.pid)
+        folders = {
+            word for one in found for word in one.command_line().split() if "/ray-parallel-" in word and word[0] == "/"
+        }
+        victim = chance.choice([driver.pid, *(one.pid for one in found)])
+        with suppress(ProcessLookupError):  # it ended by itself just now
+            os.kill(victim, signal.SIGKILL)
+        time.sleep(chance.uniform(0, 3))
+        seen = {*found, *descendants(driver.pid)}
+    finally:
+        driver.kill()
+        driver.communicate(timeout=60)
+    for folder in {str(Path("/", *Path(word).parts[1:3])) for word in folders} or {"/nowhere"}:
+        require_gone([*seen], folder)
+
+
 def test_nothing_is_left_when_closing_is_interrupted() -> None:
     driver = start(CLOSER)
     folder, *pids = words_after(driver, "/")
@@ -125,14 +151,31 @@ def test_the_next_cluster_works_and_takes_away_what_was_left(tmp_path: Path) -> 
         assert workers.call("worker_tasks:whoami")[0]["rank"] == 0
 
 
+def test_two_drivers_at_once_do_not_meet() -> None:
+    drivers = [start(DRIVER, TESTS) for _ in range(2)]
+    try:
+        (one, *_), (other, *_) = (words_after(driver, "/") for driver in drivers)
+        assert one != other
+        drivers[0].kill()
+        drivers[0].communicate(timeout=60)
+        time.sleep(3)
+        assert drivers[1].poll() is None
+        assert Path(other).exists()
+    finally:
+        for driver in drivers:
+            driver.kill()
+            driver.communicate(timeout=60)
+
+
 def test_a_cluster_of_another_process_is_used_by_its_address() -> None:
     head = start(HEAD)
     try:
-        _, address = words_after(head, "address")
+        _, address, token = words_after(head, "address")
         paths = [str(Path(path).absolute()) for path in sys.path if Path(path).is_dir()]
         done = subprocess.run(
-            [sys.executable, "-c", GUEST, address, *paths], capture_output=True, text=True, timeout=200, check=False
-        )
+            [sys.executable, "-c", GUEST, address, *paths],
+            env={**os.environ, "RAY_AUTH_TOKEN_PATH": token}, capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
         assert "ranks [0, 1]" in done.stdout, done.stderr
         assert head.poll() is None
     finally:

@@ -97,7 +97,9 @@ class Runner:
             shared = None if isinstance(weights, Mapping) else SharedWeights.from_file(weights)
             size = sum(tensor.nbytes for tensor in weights.values()) if isinstance(weights, Mapping) else 0
             if cluster is None:
-                cluster = stack.enter_context(start_cluster(workers=options.workers, shared_bytes=size))
+                cluster = stack.enter_context(
+                    start_cluster(workers=options.workers, shared_bytes=size, start_seconds=options.start_seconds)
+                )
             if isinstance(weights, Mapping):
                 shared = stack.enter_context(SharedWeights.from_tensors(weights, room=cluster.room))
             self.group = stack.enter_context(WorkerGroup(cluster, replace(recipe, weights=shared), options))

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from block_discovery import parse_json
 from ray_parallel._errors import PlanError
 
 Streams = tuple[str, ...]
@@ -287,7 +288,7 @@ class Plan:
             PlanError: the text is not a plan.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             return cls(
                 regions=[_region(entry) for entry in data["regions"]],
                 control=[Control(**entry) for entry in data["control"]],

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from block_discovery import parse_json
 from ray_parallel._errors import CanaryError, DeriveError, PlanError
 from ray_parallel.sequence._branches import length_branches
 from ray_parallel.sequence._canary import flat
@@ -74,7 +75,7 @@ class Derived:
             PlanError: the text is no plan file.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
+            data = parse_json(text)
             if data["format"] != FORMAT:
                 raise PlanError(f"format {data['format']!r} is not {FORMAT!r}; derive the plan again")
             ranks = tuple(data["tried"]["ranks"])
@@ -92,7 +93,7 @@ class Derived:
             )
         except PlanError:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise PlanError(f"this is no plan file ({error!r}); derive one") from error
 
 

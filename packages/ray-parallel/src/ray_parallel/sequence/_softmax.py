@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ray_parallel._errors import PlanError
+
 _SCORES_AT_ONCE = 2**26
 """Scores that the kernel without a fused form holds at a time: 256 MiB in fp32."""
 
@@ -59,7 +61,15 @@ def partial_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
         v: [B, Hk, T, Dv].
         mask: added to the scores, or boolean with False for "not this one"; broadcast to [B, H, S, T].
         scale: of the scores; None: D ** -0.5.
+
+    Raises:
+        PlanError: the mask holds integers, which some kernels add to the scores and others refuse.
     """
+    if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+        raise PlanError(
+            f"an attention mask of {str(mask.dtype).removeprefix('torch.')} has no one meaning; make it boolean (True: "
+            "attend), or floating-point numbers to add to the scores"
+        )
     if k.shape[1] != q.shape[1]:
         k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
     if mask is not None and mask.dtype == torch.bool:

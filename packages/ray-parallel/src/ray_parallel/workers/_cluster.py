@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,8 @@ from ._errors import ClusterError
 from ._folder import ClusterFolder
 from ._processes import Process, Watcher, descendants, end
 from ._rendezvous import split_address
-from ._sizes import memory_free_bytes, shm_free_bytes, store_bytes
+from ._sizes import StoreSize, disk_free_bytes, memory_free_bytes, shm_free_bytes, store_size
+from ._starting import LateStartError, forget_token, patient_start
 from ._store import StoreRoom
 
 LOOPBACK = "127.0.0.1"
@@ -72,6 +74,11 @@ class Cluster:
         return None if self._folder is None else self._folder.path
 
     @property
+    def token(self) -> Path | None:
+        """The file of a local cluster's secret; another process of this user finds it by ``RAY_AUTH_TOKEN_PATH``."""
+        return None if self._folder is None else self._folder.token
+
+    @property
     def is_closed(self) -> bool:
         """Whether it was ended or left."""
         return self._closed or not self._ray.is_initialized()
@@ -111,11 +118,13 @@ def start_cluster(
     ray_object_store_gb: float = 0.0,
     dashboard: bool = False,
     namespace: str = NAMESPACE,
+    start_seconds: float = 120.0,
 ) -> Cluster:
     """Start a cluster of this machine alone, which listens on the loopback address only.
 
     It ends with this process, also when the process is killed: Ray ties its servers to the thread that starts them, so
-    call this from one that lives as long as the cluster is needed.
+    call this from one that lives as long as the cluster is needed. What it keeps, its token included, lies in a folder
+    that only this user can enter.
 
     Args:
         workers: processes that will run in it.
@@ -123,44 +132,72 @@ def start_cluster(
         ray_object_store_gb: size of the object store in GiB; 0 computes what is needed.
         dashboard: serve Ray's dashboard, on the loopback address too.
         namespace: Ray's namespace for the actors.
+        start_seconds: how long Ray's servers may take to answer; one that is late is ended and started once more.
 
     Raises:
         ClusterError: this process is already connected to a cluster, or Ray does not start.
         ObjectStoreSizeError: the machine has no room for the store, or the weights do not fit into it.
     """
-    size = store_bytes(shared_bytes, ray_object_store_gb, shm_bytes=shm_free_bytes(), memory_bytes=memory_free_bytes())
+    size = store_size(
+        shared_bytes,
+        ray_object_store_gb,
+        shm_bytes=shm_free_bytes(),
+        disk_bytes=disk_free_bytes(),
+        memory_bytes=memory_free_bytes(),
+    )
+    options = {
+        "num_cpus": max(1, workers),
+        "include_dashboard": dashboard,
+        "object_store_memory": size.size_bytes,
+        "namespace": namespace,
+    }
     with _restored_on_failure() as environment, _ray_environment():
         # Whoever is logged in here could otherwise run code in the workers; taken back when the cluster is closed.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         ray = _import_ray()
-        folder = ClusterFolder()
+        start = partial(_start, ray, options, size, start_seconds, has_own_token=not _token_is_named())
         try:
+            folder = start()
+        except LateStartError:
+            folder = start()
+        return Cluster(ray, room=StoreRoom(size.size_bytes), folder=folder, environment=environment)
+
+
+def _start(
+    ray: ModuleType, options: Mapping[str, Any], size: StoreSize, start_seconds: float, *, has_own_token: bool
+) -> ClusterFolder:
+    """Start Ray's servers once; nothing of them is left when that fails."""
+    folder = ClusterFolder()
+    try:
+        if has_own_token:
+            os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder.token)
+            forget_token()
+        with patient_start(start_seconds):
             _init(
                 ray,
+                "check that this machine has room for another process and its store",
+                **options,
                 address="local",
-                num_cpus=max(1, workers),
                 num_gpus=0,
-                include_dashboard=dashboard,
-                object_store_memory=size,
-                namespace=namespace,
-                _temp_dir=str(folder.path),
+                _temp_dir=str(folder.for_ray),
                 _node_ip_address=LOOPBACK,
+                _plasma_directory=None if size.in_shared_memory else str(folder.for_store),
                 _system_config={"automatic_object_spilling_enabled": False, "prestart_worker_first_driver": False},
             )
-            found = {node["NodeManagerAddress"] for node in ray.nodes()}
-            if found != {LOOPBACK}:
-                raise ClusterError(
-                    f"Ray listens on {', '.join(sorted(found))}, because it was imported before it was set to "
-                    f"{LOOPBACK}; start the cluster before anything else imports ray, or set "
-                    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process"
-                )
-            return Cluster(ray, room=StoreRoom(size), folder=folder, environment=environment)
-        except BaseException:
-            started = _servers(folder)
-            ray.shutdown()
-            end(started, patience_seconds=_END_SECONDS)
-            folder.remove()
-            raise
+        found = {node["NodeManagerAddress"] for node in ray.nodes()}
+        if found != {LOOPBACK}:
+            raise ClusterError(
+                f"Ray listens on {', '.join(sorted(found))}, because it was imported before it was set to "
+                f"{LOOPBACK}; start the cluster before anything else imports ray, or set "
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 for this process"
+            )
+    except BaseException:
+        started = _servers(folder)
+        ray.shutdown()
+        end(started, patience_seconds=_END_SECONDS)
+        folder.remove()
+        raise
+    return folder
 
 
 def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
@@ -177,11 +214,14 @@ def connect_cluster(address: str, *, namespace: str = NAMESPACE) -> Cluster:
     current = address == "current"
     host = "" if current else _require_answer(address)
     with _restored_on_failure() as environment, _ray_environment(_ENVIRONMENT if host in _LOOPBACKS else _FOR_REMOTE):
-        if not current and _has_token():
+        has_token = not current and _has_token()
+        if has_token:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         ray = _import_ray(connected=current)
+        if has_token:
+            forget_token()
         if not current:
-            _init(ray, address=address, namespace=namespace)
+            _init(ray, "check the address and the token of the cluster", address=address, namespace=namespace)
     stores = [int(node["Resources"].get("object_store_memory", 0)) for node in ray.nodes() if node["Alive"]]
     return Cluster(ray, room=StoreRoom(min(stores)), environment=environment, disconnects=not current)
 
@@ -199,20 +239,26 @@ def _require_answer(address: str) -> str:
     return host
 
 
+def _token_is_named() -> bool:
+    """Whether the environment says which token to use."""
+    return any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+
+
 def _has_token() -> bool:
     """Whether Ray finds a token here that shows a cluster who asks."""
-    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return named or (Path.home() / ".ray" / "auth_token").exists()
+    try:
+        return _token_is_named() or (Path.home() / ".ray" / "auth_token").exists()
+    except (RuntimeError, OSError):  # no home, or one that cannot be entered
+        return False
 
 
-def _init(ray: ModuleType, **arguments: Any) -> None:
+def _init(ray: ModuleType, remedy: str, **arguments: Any) -> None:
     try:
         ray.init(**arguments, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ClusterError(
-            f"Ray does not start or answer ({type(error).__name__}: {error}); check the address and the token of the "
-            "cluster, and that this machine has room for another process and its store"
-        ) from error
+    except ClusterError:
+        raise
+    except Exception as error:  # Ray raises bare ones, too
+        raise ClusterError(f"Ray does not start or answer ({type(error).__name__}: {error}); {remedy}") from error
 
 
 def _import_ray(*, connected: bool = False) -> ModuleType:

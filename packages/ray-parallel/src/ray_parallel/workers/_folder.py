@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -12,8 +13,10 @@ from pathlib import Path
 
 _PREFIX = "ray-parallel-"
 _LOCK = "in-use"
-_LONGEST = 30
-"""Characters of the parent folder; Ray's sockets add about 75, and a socket's path may have 107."""
+_LONGEST = 28
+"""Characters of the parent folder; Ray's sockets add about 77, and a socket's path may have 107."""
+
+_TOKEN = secrets.token_hex(32)
 
 
 class ClusterFolder:
@@ -22,8 +25,12 @@ class ClusterFolder:
     The owner holds a lock on a file in it, which the operating system releases however the owner ends. So the next
     owner can tell what an interrupted one left behind, and removes it.
 
+    Only its owner can enter it. Ray opens what it makes to everybody, so it gets a folder inside.
+
     Attributes:
         path: the folder.
+        token: a file with the secret that the cluster asks for; this process has one for all of its clusters, since Ray
+            reads it once.
 
     Args:
         parent: where to make it; the temporary folder of the system by default.
@@ -32,12 +39,25 @@ class ClusterFolder:
     def __init__(self, parent: Path | None = None) -> None:
         parent = parent or _short_parent()
         remove_left_behind(parent)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))  # mode 0700
         # Its name comes after the lock: another process would take an unlocked one for left behind.
         unnamed = self.path / f"{_LOCK}-soon"
-        self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR)
+        self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
         if _try_lock(self._lock):
             unnamed.rename(self.path / _LOCK)
+        self.token = self.path / "token"
+        with open(self.token, "x", opener=_private) as file:
+            file.write(_TOKEN)
+
+    @property
+    def for_ray(self) -> Path:
+        """Where Ray keeps its logs and sockets; Ray makes it."""
+        return self.path / "r"
+
+    @property
+    def for_store(self) -> Path:
+        """Where the object store lies when it is not in shared memory."""
+        return self.path
 
     def remove(self, *, patience_seconds: float = 5.0) -> None:
         """Remove it, once; what still writes into it while it ends is waited for.
@@ -82,6 +102,10 @@ def _remove_lock_last(folder: Path) -> None:
         elif entry.name != _LOCK:
             entry.unlink()
     shutil.rmtree(folder)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _short_parent() -> Path:

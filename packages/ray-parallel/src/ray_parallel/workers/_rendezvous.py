@@ -53,8 +53,15 @@ def open_meeting(host: str, port: int, timeout: timedelta) -> tuple[Store, int]:
         raise
     # The store takes the socket over, which is why nobody can take the port in between.
     found: int = listening.getsockname()[1]
+    # Served without libuv, which took no socket before torch 2.8.
     store: Store = TCPStore(
-        host, found, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listening.detach()
+        host,
+        found,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+        use_libuv=False,
     )
     return store, found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,8 +27,9 @@ class SharedWeights:
     """Weights that any number of processes open without copying them.
 
     A file is the best transport: it costs no time, its pages can be given up when memory is short, and a worker that
-    writes to a tensor changes only its own copy. Ray's object store is for what has no file (merged or converted
-    weights) and for machines that do not see it. Both look the same from the outside.
+    writes to a tensor changes only its own copy. It must not change while it is used: a changed one is refused when it
+    is opened, and a worker ends (SIGBUS) when a mapped file is cut off. Ray's object store is for what has no file
+    (merged or converted weights) and for machines that do not see it. Both look the same from the outside.
 
     Make one with `from_file` or `from_tensors`. A `WorkerGroup` asks its workers whether all see the files, and ships
     them through the store when one does not.
@@ -64,15 +64,15 @@ class SharedWeights:
             metadata: what goes with `slots`; safetensors bring their own.
 
         Raises:
-            WeightsError: the file is malformed, or the slots do not fit it.
+            WeightsError: the file is malformed or no regular file, or the slots do not fit it.
             OSError: it cannot be read.
         """
         if slots is None:
             files, layout = read_layout(path)
-            return cls(layout, files=tuple(stamp(file) for file in files))
-        size = Path(path).stat().st_size
-        layout = WeightsLayout(slots=tuple(slots), part_bytes=(size,), metadata=dict(metadata or {}))
-        return cls(layout, files=(stamp(path),))
+            return cls(layout, files=files)
+        file = stamp(path)
+        layout = WeightsLayout(slots=tuple(slots), part_bytes=(file.size_bytes,), metadata=dict(metadata or {}))
+        return cls(layout, files=(file,))
 
     @classmethod
     def from_tensors(
