@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gguf_loader._packed import PackedTensor
 from gguf_loader._types import GgmlType, type_by_name
+from gguf_loader.packed._tensor import PackedTensor
 
 GOLDEN = Path(__file__).with_name("data") / "ggml_dequant_golden.npz"
 

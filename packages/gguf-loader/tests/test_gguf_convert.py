@@ -13,11 +13,11 @@ import torch
 from gguf_packing import packed
 from torch import Tensor, nn
 
-from gguf_loader._config import DequantConfig
-from gguf_loader._convert import configure, load_packed, packed_layers
 from gguf_loader._errors import GgufModelError
-from gguf_loader._layers import GgufEmbedding, GgufLinear
-from gguf_loader._packed import PackedTensor
+from gguf_loader.packed._config import DequantConfig
+from gguf_loader.packed._layers import GgufEmbedding, GgufLinear
+from gguf_loader.packed._load import configure, load_packed, packed_layers
+from gguf_loader.packed._tensor import PackedTensor
 
 
 class Scaled(nn.Linear):

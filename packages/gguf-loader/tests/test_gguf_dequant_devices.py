@@ -10,8 +10,8 @@ from gguf_packing import BLOCK_TYPES, golden, packed, same_bits, tame_blocks
 from torch import nn
 
 from gguf_loader import DequantConfig, GgufLinear, ScratchPool, dequantize, load_packed, type_by_name
-from gguf_loader._lanes import Lanes, unsigned
 from gguf_loader._scratch import Scratch
+from gguf_loader.dequant.eager._lanes import Lanes, unsigned
 
 
 @pytest.mark.parametrize("name", BLOCK_TYPES)
@@ -27,8 +27,8 @@ def test_weights_on_another_device_are_ggml_s_bit_for_bit(name: str, sim: types.
 def test_elsewhere_a_chunk_takes_no_more_than_five_bytes_a_weight(
     name: str, sim: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where doctests are collected as well, there may be a second module of the name: this is the function's own.
-    monkeypatch.setitem(dequantize.__globals__, "DEVICE_WEIGHTS", 1 << 15)
+    # Where doctests are collected as well, there may be a second module of the name: this is that of the function.
+    monkeypatch.setitem(dequantize.__globals__["write_weights"].__globals__, "DEVICE_WEIGHTS", 1 << 15)
     kind, pool, weights = type_by_name(name), ScratchPool(), 5 << 14
     blocks = tame_blocks(kind, weights)
     expected = dequantize(blocks, kind, (weights,), dtype=torch.bfloat16)

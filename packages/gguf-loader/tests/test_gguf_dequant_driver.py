@@ -11,10 +11,11 @@ import pytest
 import torch
 from gguf_packing import BLOCK_TYPES, golden, random_blocks, same_bits
 
-from gguf_loader._dequant import CHUNK_WEIGHTS, SCALE_WEIGHTS, dequantize
 from gguf_loader._errors import GgufError, GgufPackedError, GgufTypeError
 from gguf_loader._scratch import Scratch, ScratchPool
 from gguf_loader._types import type_by_name
+from gguf_loader.dequant._dequantize import dequantize
+from gguf_loader.dequant._weights import CHUNK_WEIGHTS, SCALE_WEIGHTS
 
 Q4_K = type_by_name("Q4_K")
 MIB = 1 << 20

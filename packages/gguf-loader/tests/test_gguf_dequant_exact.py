@@ -8,8 +8,9 @@ from gguf_packing import BLOCK_TYPES, NOT_IN_GGUF_PY, gguf_py, golden, random_bl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_loader._dequant import CHUNK_WEIGHTS, KERNELS, SCALE_WEIGHTS, dequantize
 from gguf_loader._types import GGML_TYPES, type_by_name
+from gguf_loader.dequant._dequantize import dequantize
+from gguf_loader.dequant._weights import CHUNK_WEIGHTS, KERNELS, SCALE_WEIGHTS
 
 CONVERTED = ("BF16", *BLOCK_TYPES)
 PEERED = [name for name in BLOCK_TYPES if name not in NOT_IN_GGUF_PY]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gguf_loader._lanes import LOW_BITS, LOW_NIBBLES, LOW_PAIRS, Lanes, scaled, signed, unsigned
 from gguf_loader._scratch import Scratch
+from gguf_loader.dequant.eager._lanes import LOW_BITS, LOW_NIBBLES, LOW_PAIRS, Lanes, scaled, signed, unsigned
 
 CPU = torch.device("cpu")
 

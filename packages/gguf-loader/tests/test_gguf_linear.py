@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gguf_loader._config import DequantConfig
-from gguf_loader._convert import load_packed
 from gguf_loader._errors import GgufPackedError
-from gguf_loader._layers import GgufConv2d, GgufEmbedding, GgufLinear
-from gguf_loader._linear import Tiling, packed_embedding, packed_linear
-from gguf_loader._packed import PackedTensor
 from gguf_loader._types import type_by_name
+from gguf_loader.packed._config import DequantConfig
+from gguf_loader.packed._layers import GgufConv2d, GgufEmbedding, GgufLinear
+from gguf_loader.packed._linear import packed_embedding, packed_linear
+from gguf_loader.packed._load import load_packed
+from gguf_loader.packed._tensor import PackedTensor
+from gguf_loader.packed._tiles import Tiling
 
 
 def activations(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

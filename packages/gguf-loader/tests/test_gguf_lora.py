@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gguf_loader import GgufPackedError, GgufTypeError, PackedTensor, dequantize, type_by_name
-from gguf_loader._config import DequantConfig
-from gguf_loader._convert import load_packed
 from gguf_loader._errors import GgufLoraError
-from gguf_loader._layers import GgufLinear
-from gguf_loader._lora import add_lora, lora_from_state_dict, lora_strengths, remove_lora, set_lora_strength
-from gguf_loader._low_rank import LowRank, LowRankTerms
+from gguf_loader.packed._config import DequantConfig
+from gguf_loader.packed._layers import GgufLinear
+from gguf_loader.packed._load import load_packed
+from gguf_loader.packed._lora import add_lora, lora_from_state_dict, lora_strengths, remove_lora, set_lora_strength
+from gguf_loader.packed._low_rank import LowRank, LowRankTerms
 
 
 class Two(nn.Module):

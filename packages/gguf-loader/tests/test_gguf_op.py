@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
 
-from gguf_loader._convert import load_packed
-from gguf_loader._lora import add_lora, set_lora_strength
-from gguf_loader._low_rank import LowRank
-from gguf_loader._op import dequantize_op, linear_op
-from gguf_loader._packed import PackedTensor
 from gguf_loader._types import type_by_name
+from gguf_loader.dequant._dequantize import dequantize_op
+from gguf_loader.packed._load import load_packed
+from gguf_loader.packed._lora import add_lora, set_lora_strength
+from gguf_loader.packed._low_rank import LowRank
+from gguf_loader.packed._operators import linear_op
+from gguf_loader.packed._tensor import PackedTensor
 
 
 class Net(nn.Module):

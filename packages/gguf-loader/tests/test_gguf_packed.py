@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gguf_loader._errors import GgufError, GgufPackedError, GgufTypeError
-from gguf_loader._packed import LOGICAL_DTYPES, PackedTensor
-from gguf_loader._types import type_by_name
+from gguf_loader._types import LOGICAL_DTYPES, type_by_name
+from gguf_loader.packed._tensor import PackedTensor
 
 Q4_K = type_by_name("Q4_K")
 
@@ -380,3 +380,15 @@ def test_dequantize_takes_dtype_and_out() -> None:
     assert same_bits(out, exact.half())
     with pytest.raises(GgufError):
         tensor.dequantize(torch.float32, out=out)
+
+
+def test_tensors_that_an_older_version_pickled_come_back() -> None:
+    """Version 0.1.0 wrote the name of a module that has moved since."""
+    weight = packed("Q8_0", 4, 64)
+    text = pickle.dumps(weight, protocol=2).replace(
+        b"cgguf_loader.packed._tensor\nrebuild\n", b"cgguf_loader._packed\n_rebuild\n"
+    )
+    assert b"cgguf_loader._packed\n_rebuild\n" in text
+    assert torch.equal(pickle.loads(text).packed, weight.packed)
+    names = {entry[1] for entry in PackedTensor.safe_globals() if isinstance(entry, tuple)}
+    assert names == {"gguf_loader._packed._rebuild"}

@@ -16,7 +16,7 @@ from gguf_loader import (
     open_gguf,
     type_by_name,
 )
-from gguf_loader._packed import PackedTensor
+from gguf_loader.packed._tensor import PackedTensor
 
 ARCHITECTURE = raw.pair("general.architecture", raw.STRING, "wan")
 

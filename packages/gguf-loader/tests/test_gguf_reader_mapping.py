@@ -47,7 +47,7 @@ def test_writing_to_a_tensor_never_reaches_the_file(rich_path: Path) -> None:
 def test_elsewhere_than_on_linux_the_mapping_is_private_too(
     rich_path: Path, platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gguf_loader._reader.sys.platform", platform)
+    monkeypatch.setattr("gguf_loader.file._mapping.sys.platform", platform)
     file = open_gguf(rich_path)
     monkeypatch.undo()
     before = rich_path.read_bytes()

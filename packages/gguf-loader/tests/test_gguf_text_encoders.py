@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gguf_loader import GgufKeyError, load_packed, load_text_encoder
-from gguf_loader._packed import PackedTensor
+from gguf_loader.packed._tensor import PackedTensor
 
 transformers = pytest.importorskip("transformers")
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_loader import GgufHeader, GgufKeyError, GgufMetadataError, read_header, type_by_name
-from gguf_loader._packed import PackedTensor
-from gguf_loader._text_heads import heads_of, restore_row_order
+from gguf_loader.packed._tensor import PackedTensor
+from gguf_loader.text._heads import heads_of, restore_row_order
 
 
 def header_with(tmp_path: Path, **counts: object) -> GgufHeader:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_loader import GgufKeyError
-from gguf_loader._key_map import KeyMap, with_suffixes
-from gguf_loader._text_components import _T5_GATED, COMPONENTS, TextComponent
-from gguf_loader._vision_keys import VISION_COMPONENTS
+from gguf_loader.text._components import _T5_GATED, COMPONENTS, TextComponent
+from gguf_loader.text._key_map import KeyMap, with_suffixes
+from gguf_loader.text._vision import VISION_COMPONENTS
 
 MAP = KeyMap(
     {"blk.{n}.attn_q.weight": "layers.{n}.q.weight", "blk.0.special.weight": "special", "token_embd.weight": "embed"},

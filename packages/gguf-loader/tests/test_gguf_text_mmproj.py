@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gguf_loader import GgufError, GgufPairingError, load_text_encoder, read_header
-from gguf_loader._mmproj import find_mmproj, model_name
-from gguf_loader._text_components import component_of
+from gguf_loader.text._components import component_of
+from gguf_loader.text._mmproj import find_mmproj, model_name
 
 WIDTH = 16
 

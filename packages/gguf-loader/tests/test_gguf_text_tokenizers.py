@@ -174,7 +174,7 @@ def byte_level_bpe() -> Any:
 
 
 def gguf_pattern() -> str:
-    from gguf_loader._tekken import PATTERN
+    from gguf_loader.text._tekken import PATTERN
 
     return PATTERN
 

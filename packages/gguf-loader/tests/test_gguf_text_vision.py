@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gguf_loader import GgufKeyError, load_text_encoder, read_header, type_by_name
-from gguf_loader._packed import PackedTensor
-from gguf_loader._vision_keys import VISION_COMPONENTS, reassemble, vision_component_of
+from gguf_loader.packed._tensor import PackedTensor
+from gguf_loader.text._vision import VISION_COMPONENTS, reassemble, vision_component_of
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gguf_loader import GGML_TYPES, PackedTensor
-from gguf_loader._mmproj import model_name
-from gguf_loader._vision_keys import VISION_COMPONENTS, reassemble
+from gguf_loader.text._mmproj import model_name
+from gguf_loader.text._vision import VISION_COMPONENTS, reassemble
 
 QWEN = VISION_COMPONENTS["qwen3vl_merger"]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gguf_loader._sentencepiece import Normalizer, Piece, SpecialIds, model_proto
+from gguf_loader.text._sentencepiece import Normalizer, Piece, SpecialIds, model_proto
 
 BYTES, INT32, FLOAT = "bytes", "int32", "float"
 

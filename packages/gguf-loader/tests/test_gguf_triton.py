@@ -16,16 +16,16 @@ import torch
 from gguf_packing import BLOCK_TYPES, packed
 
 from gguf_loader._backend import _has_triton, require_backend, uses_triton
-from gguf_loader._config import DequantConfig
-from gguf_loader._dequant import KERNELS
 from gguf_loader._errors import GgufPackedError
+from gguf_loader.dequant._weights import KERNELS
+from gguf_loader.packed._config import DequantConfig
 
 TESTS = Path(__file__).parent
 
 EXACT = """
 import torch, warnings
 from gguf_packing import BLOCK_TYPES, golden, random_blocks, same_bits
-from gguf_loader._dequant import dequantize
+from gguf_loader.dequant._dequantize import dequantize
 from gguf_loader._types import type_by_name
 warnings.simplefilter("ignore")  # inf - inf is meant
 for name in BLOCK_TYPES:
@@ -40,7 +40,7 @@ for name in BLOCK_TYPES:
 ANY_ADDRESS = """
 import torch, warnings
 from gguf_packing import random_blocks, same_bits
-from gguf_loader._dequant import dequantize
+from gguf_loader.dequant._dequantize import dequantize
 from gguf_loader._types import type_by_name
 warnings.simplefilter("ignore")
 for name in ("Q8_0", "Q6_K", "MXFP4", "IQ3_S"):
@@ -60,8 +60,8 @@ WHOLE_LAYER = """
 import torch
 from torch import nn
 from gguf_packing import packed
-from gguf_loader._config import DequantConfig
-from gguf_loader._convert import configure, load_packed
+from gguf_loader.packed._config import DequantConfig
+from gguf_loader.packed._load import configure, load_packed
 layer = nn.Linear(256, 24, bias=False, device="meta")
 load_packed(layer, {"weight": packed("Q4_K", 24, 256)}, config=DequantConfig(backend="triton", tile_weights=2048))
 x = torch.randn(2, 256)
@@ -86,9 +86,9 @@ print(json.dumps(said))
 
 IMPORTED = """
 import sys, gguf_loader
-from gguf_loader import _dequant, _convert, _lora
+from gguf_loader.packed import _load, _lora
 print("triton" in sys.modules)
-from gguf_loader._triton import DECODERS
+from gguf_loader.dequant.triton._launch import DECODERS
 print(*DECODERS)
 """
 
@@ -96,8 +96,8 @@ COMPILED = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
-from gguf_loader._triton import DECODERS
-from gguf_loader._triton_kernel import RUN, dequantize_kernel
+from gguf_loader.dequant.triton._launch import DECODERS
+from gguf_loader.dequant.triton._kernel import RUN, dequantize_kernel
 from gguf_loader._types import type_by_name
 for name, decoder in DECODERS.items():
     kind = type_by_name(name)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import torch
 
-from ._errors import GgufTypeError, quoted
+from ._errors import GgufPackedError, GgufTypeError, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,9 @@ NATIVE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 """ggml types that are a torch dtype."""
 
+LOGICAL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""What a packed tensor may say that it is: the dtypes that weights are computed in."""
+
 _BY_ID = {kind.id: kind for kind in _ALL}
 
 
@@ -159,3 +162,12 @@ def type_by_name(name: str) -> GgmlType:
     if found is None:
         raise GgufTypeError(f"unknown ggml type {quoted(name)}", remedy=f"one of {', '.join(GGML_TYPES)}")
     return found
+
+
+def require_logical_dtype(dtype: torch.dtype) -> None:
+    """Refuse a dtype that weights are not computed in."""
+    if dtype not in LOGICAL_DTYPES:
+        raise GgufPackedError(
+            f"packed weights cannot be {dtype}",
+            remedy=f"choose one of {', '.join(str(known) for known in LOGICAL_DTYPES)}",
+        )

@@ -1,0 +1,4 @@
+"""Dequantisation: blocks to weights, bit for bit those of ggml, by eager torch or Triton.
+
+May import: _backend, _errors, _scratch, _types.
+"""

@@ -1,0 +1,4 @@
+"""Reading a GGUF file: its header, metadata and tensor records, checked against limits, and its bytes mapped.
+
+May import: _errors, _types.
+"""
