@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from device_placement import _serial
 from device_placement._errors import InvalidHardwareError, UnknownDeviceError, UnknownLinkError
+from device_placement._numbers import is_count, is_finite, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +34,9 @@ class Device:
         if not self.name:
             raise InvalidHardwareError("a device has no name; name it as an allocation spec does, for example 'cuda:0'")
         for field in ("total_bytes", "free_bytes", "reserve_bytes"):
-            if getattr(self, field) < 0:
+            if not is_count(getattr(self, field)):
                 raise InvalidHardwareError(
-                    f"{field} of {self.name} is {getattr(self, field)}; sizes are bytes, 0 or more"
+                    f"{field} of {self.name} is {quoted(getattr(self, field))}; give whole bytes from 0 to 2^63 - 1"
                 )
         if self.free_bytes > self.total_bytes:
             raise InvalidHardwareError(
@@ -79,13 +79,13 @@ class Link:
             raise InvalidHardwareError(
                 f"{pair} leads to itself; a donor must be another device than the compute device"
             )
-        if not (math.isfinite(self.gb_per_second) and self.gb_per_second > 0):
+        if not (is_finite(self.gb_per_second) and self.gb_per_second > 0):
             raise InvalidHardwareError(
-                f"{pair} has {self.gb_per_second} GB/s; give its sustained bandwidth in 1e9 bytes a second, above 0"
+                f"{pair} has {quoted(self.gb_per_second)} GB/s; give its bandwidth in 1e9 bytes a second, above 0"
             )
-        if not (math.isfinite(self.latency_seconds) and self.latency_seconds >= 0):
+        if not (is_finite(self.latency_seconds) and self.latency_seconds >= 0):
             raise InvalidHardwareError(
-                f"{pair} has a latency of {self.latency_seconds} s; give seconds a copy, 0 or more"
+                f"{pair} has a latency of {quoted(self.latency_seconds)} s; give seconds a copy, 0 or more"
             )
 
     def copy_seconds(self, size_bytes: int) -> float:

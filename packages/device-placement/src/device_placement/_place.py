@@ -124,7 +124,7 @@ def _check_unclaimed(inventory: Inventory) -> None:
         more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
         raise HandleStateError(
             f"{', '.join(map(repr, shared[:3]))}{more} of the model belong to another model that is placed; call "
-            "remove() on its PlacedModel first, or give this model copies of its own"
+            "remove() on its PlacedModel first, or give this model separate copies"
         )
 
 
@@ -146,15 +146,25 @@ def _check_devices(plan: PlacementPlan, backend: Backend) -> None:
 
 def _check_nesting(plan: PlacementPlan) -> None:
     """Units inside units hold their slots at the same time."""
-    streamed = [unit.path for unit in plan.units if unit.streamed(plan.compute)]
+    streamed = {unit.path for unit in plan.units if unit.streamed(plan.compute)}
     for path in streamed:
-        around = [other for other in streamed if path != other and (path.startswith(f"{other}.") or not other)]
+        around = [other for other in _around(path) if other in streamed]
         if len(around) >= plan.slots:
             raise PlanMismatchError(
                 f"{plan.slots} slots are too few for streamed units inside streamed units",
                 [*around, path],
                 f"plan {len(around) + 1} slots, or keep the inner units resident",
             )
+
+
+def _around(path: str) -> list[str]:
+    """Paths of the modules that contain the one at `path`, the model's own (``""``) first.
+
+    >>> _around("blocks.1.mlp")
+    ['', 'blocks', 'blocks.1']
+    """
+    names = path.split(".") if path else []
+    return [".".join(names[:depth]) for depth in range(len(names))]
 
 
 def _check_room(assignment: Assignment, plan: PlacementPlan, backend: Backend) -> None:

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from device_placement._backend import Backend
 from device_placement._engine import Engine
 from device_placement._errors import HandleStateError
+from device_placement._numbers import is_count, quoted
 from device_placement._plan import PlacementPlan
 from device_placement._stats import PlacementStats
 
@@ -132,8 +133,8 @@ class PlacedModel:
             HandleStateError: fewer than one, called inside a forward, or after remove().
         """
         self._require()
-        if slots < 1:
-            raise HandleStateError(f"{slots} slots cannot receive anything; use 1 or more, or pause()")
+        if not is_count(slots, least=1):
+            raise HandleStateError(f"{quoted(slots)} slots cannot receive anything; use 1 or more, or pause()")
         self._engine.resize(slots)
 
     def remove(self, to: str | torch.device | None = None) -> None:

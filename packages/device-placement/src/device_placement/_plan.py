@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from device_placement import _serial
 from device_placement._errors import InvalidPlanError
+from device_placement._numbers import is_count, is_finite, quoted
 
 Policy = Literal["stripe", "interleave", "contiguous", "legacy_tail"]
 UnitKind = Literal["block", "leaf", "rest"]
@@ -39,7 +39,7 @@ class TensorHome:
         device: name of its home; equal to the plan's compute device when the tensor is resident.
 
     Raises:
-        InvalidPlanError: the size is negative.
+        InvalidPlanError: the size is no whole number of bytes from 0 to 2^63 - 1.
     """
 
     name: str
@@ -47,8 +47,10 @@ class TensorHome:
     device: str
 
     def __post_init__(self) -> None:
-        if self.size_bytes < 0:
-            raise InvalidPlanError(f"tensor {self.name!r} has {self.size_bytes} bytes; a size is 0 or more")
+        if not is_count(self.size_bytes):
+            raise InvalidPlanError(
+                f"tensor {self.name!r} has {quoted(self.size_bytes)} bytes; give whole bytes from 0 to 2^63 - 1"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +120,9 @@ class PlacementPlan:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise InvalidPlanError(f"policy {self.policy!r} does not exist; choose one of {', '.join(POLICIES)}")
-        if self.slots < 1:
+        if not is_count(self.slots, least=1):
             raise InvalidPlanError(
-                f"{self.slots} slots cannot receive anything; use 1 or more (2 overlap copy and compute)"
+                f"{quoted(self.slots)} slots cannot receive anything; use 1 or more (2 overlap copy and compute)"
             )
         repeated = _first_repeated((self.compute, *self.donors))
         if repeated is not None:
@@ -197,8 +199,8 @@ def check_seconds(name: str, seconds: float) -> None:
     Raises:
         InvalidPlanError: it is negative or not finite; `name` says which argument it is.
     """
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise InvalidPlanError(f"{name} is {seconds}; give finite seconds, 0 or more")
+    if not (is_finite(seconds) and seconds >= 0):
+        raise InvalidPlanError(f"{name} is {quoted(seconds)}; give finite seconds, 0 or more")
 
 
 def _first_repeated(names: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ from device_placement._advice import raise_advised
 from device_placement._errors import BudgetTooSmallError, InvalidPlanError
 from device_placement._hardware import Device, Hardware
 from device_placement._layout import Layout, Wish, layout
+from device_placement._numbers import is_count, quoted
 from device_placement._plan import PlacementPlan, Policy, aligned_bytes
 
 GIB = 1 << 30
@@ -64,8 +65,10 @@ def plan(
         alloc_spec.AllocSpecError: the text is no allocation, or cannot be resolved on this hardware; an allocation
             that it suggests can be planned.
     """
-    if slots < 1:
-        raise InvalidPlanError(f"{slots} slots cannot receive anything; use 1 or more (2 overlap copy and compute)")
+    if not is_count(slots, least=1):
+        raise InvalidPlanError(
+            f"{quoted(slots)} slots cannot receive anything; use 1 or more (2 overlap copy and compute)"
+        )
 
     def attempt(allocation: Budget | AllocationSpec) -> PlacementPlan:
         resolved = _resolved(tree, allocation, hardware)

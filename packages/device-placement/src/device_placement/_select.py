@@ -70,7 +70,8 @@ def tiers(units: Sequence[Movable]) -> tuple[list[int], list[int]]:
     # By bytes, so that the average is that of the blocks, however many small layers stand around them.
     average = sum(units[index].weight * units[index].size_bytes for index in movable) / max(1, total_bytes)
     major = [index for index in movable if units[index].weight > 0 and units[index].weight >= average * MINOR_FRACTION]
-    return major, [index for index in movable if index not in set(major)]
+    first = set(major)
+    return major, [index for index in movable if index not in first]
 
 
 def interleaved(units: Sequence[Movable]) -> Selector:
@@ -101,13 +102,20 @@ def _spread(units: Sequence[Movable], tier: Sequence[int], missing: int) -> set[
         if total_weight and streamed_bytes + size / 2 <= missing * elapsed / total_weight:
             streamed.append(index)
             streamed_bytes += size
-    resident = [index for index in tier if index not in set(streamed)]
-    while streamed_bytes < missing and resident:
-        index = max(resident, key=lambda candidate: _cyclic_gap(candidate, streamed, len(units)))
-        resident.remove(index)
-        streamed.append(index)
+    chosen = set(streamed)
+    gaps = (
+        {index: _cyclic_gap(index, streamed, len(units)) for index in tier if index not in chosen}
+        if (streamed_bytes < missing)
+        else {}
+    )
+    while streamed_bytes < missing and gaps:
+        index = max(gaps, key=lambda candidate: gaps[candidate])
+        del gaps[index]
+        chosen.add(index)
         streamed_bytes += units[index].size_bytes
-    return set(streamed)
+        for other, gap in gaps.items():
+            gaps[other] = min(gap, _cyclic_gap(other, (index,), len(units)))
+    return chosen
 
 
 def _cyclic_gap(index: int, others: Sequence[int], count: int) -> int:

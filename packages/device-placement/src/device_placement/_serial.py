@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ def _decode_optional(hint: Any, data: Any, where: str) -> Any:
 def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise InvalidJsonError(where, f"expected an object, got {data!r}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     dot = f"{where}." if where else ""
     for key in data:
@@ -97,6 +98,12 @@ def _decode_dataclass(cls: Any, data: Any, where: str) -> Any:
         if name not in data and field.default is dataclasses.MISSING:
             raise InvalidJsonError(dot + name, "the field is missing")
     return cls(**{key: _decode(hints[key], value, dot + key) for key, value in data.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Read once for each class: it takes longer than decoding a value."""
+    return get_type_hints(cls)
 
 
 def _decode_scalar(hint: Any, data: Any, where: str) -> Any:
