@@ -183,9 +183,12 @@ def _numbered_siblings(part: Part) -> list[list[Part]]:
 
 def _holds_blocks(part: Part) -> bool:
     """Whether there is a block list in the part, at any depth."""
-    if _EXPERTS.fullmatch(part.name):
-        return False
-    return _is_block_list(part) or bool(_numbered_siblings(part)) or any(map(_holds_blocks, part.children))
+    if part.holds_blocks is None:
+        # Asked again at every level on the way down, so the answer is kept.
+        part.holds_blocks = not _EXPERTS.fullmatch(part.name) and (
+            _is_block_list(part) or bool(_numbered_siblings(part)) or any(map(_holds_blocks, part.children))
+        )
+    return part.holds_blocks
 
 
 def _block_bytes(part: Part) -> int:

@@ -130,13 +130,14 @@ def _grow(tensors: Iterable[TensorInfo]) -> Part:
     parts = {"": Part("", "")}
     for tensor in tensors:
         path = tensor.name.rpartition(".")[0]
-        if not all(tensor.name.split(".")):
+        components = tensor.name.split(".")
+        if not all(components):
             raise InvalidTensorError(
                 "has an empty component in its name",
                 subject=f"tensor {tensor.name[:60]!r}",
                 remedy="names are dotted module paths",
             )
-        if tensor.name.count(".") >= MAX_DEPTH:
+        if len(components) > MAX_DEPTH:
             raise InvalidTensorError(
                 f"has more than {MAX_DEPTH} components in its name",
                 subject=f"tensor {tensor.name[:60]!r}...",

@@ -21,6 +21,7 @@ class Part:
         tensors: the part's own tensors, those of its children not included.
         children: parts inside, in the order of the model.
         size_bytes: bytes of the part and everything inside it.
+        holds_blocks: whether a block list lies inside, None until somebody asked.
     """
 
     path: str
@@ -31,12 +32,16 @@ class Part:
     tensors: list[TensorInfo] = field(default_factory=list)
     children: list[Part] = field(default_factory=list)
     size_bytes: int = 0
+    holds_blocks: bool | None = None
 
     def all_tensors(self) -> Iterator[TensorInfo]:
         """The part's own tensors, then its children's, as a state dict lists them."""
-        yield from self.tensors
-        for child in self.children:
-            yield from child.all_tensors()
+        # Not by recursion: each level of nested generators would hand on every tensor once more.
+        waiting = [self]
+        while waiting:
+            part = waiting.pop()
+            yield from part.tensors
+            waiting.extend(reversed(part.children))
 
 
 def finish(part: Part) -> Part:

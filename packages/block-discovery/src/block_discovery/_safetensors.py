@@ -7,6 +7,7 @@ the header; N bytes of JSON that map each name to ``dtype``, ``shape`` and ``dat
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,12 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the reference implementation."""
 
+MAX_TENSORS = 250_000
+"""In one checkpoint; the largest that are published have about 160,000."""
+
 _DOWNLOAD_AGAIN = "download or save the file again"
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+_FEW_SIZES = 16
 _NOT_SAFETENSORS = "this is no safetensors file, or a damaged one; name the right file, or download it again"
 
 
@@ -75,7 +81,10 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
         file_bytes = stamp.size_bytes
         length = _read_length(path, file.read(LENGTH_BYTES), file_bytes)
         raw = file.read(length)
+    # Before and after reading it: a key may be written in another way, and reading takes its time.
+    require_few_tensors(path, raw.count(b'"data_offsets"'))
     entries = _parse(path, raw)
+    require_few_tensors(path, len(entries))
     metadata = _metadata(path, entries.pop("__metadata__", None))
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, TensorInfo] = {}
@@ -131,6 +140,18 @@ def _read_length(path: Path, raw: bytes, file_bytes: int) -> int:
     return length
 
 
+def require_few_tensors(path: Path, count: int) -> None:
+    """Refuse a header or index of so many tensors that discovery would take minutes.
+
+    Raises:
+        HeaderError: more than `MAX_TENSORS`.
+    """
+    if count > MAX_TENSORS:
+        raise HeaderError(
+            f"{count} tensors are listed, above the limit of {MAX_TENSORS}", subject=str(path), remedy=_NOT_SAFETENSORS
+        )
+
+
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
         entries = parse_json(raw)
@@ -160,12 +181,8 @@ def _metadata(path: Path, value: Any) -> dict[str, str]:
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[int, TensorInfo]:
     """The tensor that an entry describes, and the offset of its first byte in the data."""
-
-    def refuse(reason: str) -> HeaderError:
-        return HeaderError(reason, subject=f"{path}: tensor {quoted(name)}", remedy=_DOWNLOAD_AGAIN)
-
-    if not isinstance(entry, dict) or not entry.keys() >= {"dtype", "shape", "data_offsets"}:
-        raise refuse("the entry has no dtype, shape and data_offsets")
+    if not isinstance(entry, dict) or not entry.keys() >= _FIELDS:
+        raise _refusal(path, name, "the entry has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_BITS:
         raise HeaderError(
@@ -173,28 +190,39 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[int, TensorInfo]:
             subject=f"{path}: tensor {quoted(name)}",
             remedy=f"known are {', '.join(SAFETENSORS_BITS)}; a newer release may know more",
         )
-    if not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise refuse(f"the shape {quoted(shape)} is not a list of sizes of 0 or more")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise refuse(f"the data_offsets {quoted(offsets)} are not two positions of 0 or more")
+    if not isinstance(shape, list) or not _are_sizes(shape):
+        raise _refusal(path, name, f"the shape {quoted(shape)} is not a list of sizes of 0 or more")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_sizes(offsets):
+        raise _refusal(path, name, f"the data_offsets {quoted(offsets)} are not two positions of 0 or more")
     start, stop = offsets
-    # Never much above the limit, where the product of a damaged shape could be a number of millions of digits.
-    elements = reduce(lambda product, size: min(product * size, 8 * MAX_SIZE_BYTES), shape, 1)
+    elements = math.prod(shape) if len(shape) <= _FEW_SIZES else _bounded_product(shape)
     bits = elements * SAFETENSORS_BITS[dtype]
     if bits > 8 * MAX_SIZE_BYTES:
-        raise refuse(f"the size of shape {quoted(shape)} overflows 64 bits")
+        raise _refusal(path, name, f"the size of shape {quoted(shape)} overflows 64 bits")
     if bits % 8:
-        raise refuse(f"{elements} elements of {dtype} are no whole number of bytes")
+        raise _refusal(path, name, f"{elements} elements of {dtype} are no whole number of bytes")
     if stop - start != bits // 8:
-        raise refuse(
+        raise _refusal(
+            path,
+            name,
             f"{dtype} of shape {quoted(shape)} takes {bits // 8} bytes, "
-            f"the offsets {quoted(start)} to {quoted(stop)} say {quoted(stop - start)}"
+            f"the offsets {quoted(start)} to {quoted(stop)} say {quoted(stop - start)}",
         )
     return start, TensorInfo(name=name, size_bytes=bits // 8, shape=tuple(shape), dtype=torch_name(dtype))
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _refusal(path: Path, name: str, reason: str) -> HeaderError:
+    return HeaderError(reason, subject=f"{path}: tensor {quoted(name)}", remedy=_DOWNLOAD_AGAIN)
+
+
+def _are_sizes(values: list[Any]) -> bool:
+    """Whether all are whole numbers of 0 or more; true and false are not."""
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _bounded_product(sizes: list[int]) -> int:
+    """The product, or a number beyond the limit: of a damaged shape it could have millions of digits."""
+    return reduce(lambda product, size: min(product * size, 8 * MAX_SIZE_BYTES), sizes, 1)
 
 
 def _contiguous_end(path: Path, spans: list[tuple[int, int, str]]) -> int:

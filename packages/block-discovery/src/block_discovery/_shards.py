@@ -10,7 +10,12 @@ from block_discovery._errors import HeaderError, InvalidJsonError
 from block_discovery._json import parse_json
 from block_discovery._quoting import quoted
 from block_discovery._regular import FileStamp, open_regular, stamp_of
-from block_discovery._safetensors import MAX_HEADER_BYTES, SafetensorsHeader, read_safetensors_header
+from block_discovery._safetensors import (
+    MAX_HEADER_BYTES,
+    SafetensorsHeader,
+    read_safetensors_header,
+    require_few_tensors,
+)
 from block_discovery._tree import TensorInfo
 
 
@@ -28,6 +33,7 @@ def read_safetensors_index(path: str | os.PathLike[str]) -> SafetensorsHeader:
     """
     path = Path(path)
     weight_map, stamp = _weight_map(path)
+    require_few_tensors(path, len(weight_map))
     headers = {shard: _read_shard(path, shard) for shard in dict.fromkeys(weight_map.values())}
     tensors: dict[str, TensorInfo] = {}
     for shard, header in headers.items():
