@@ -28,17 +28,19 @@ PIECES = (
     "auto",
     "free",
     "free-1gb",
+    "run",
+    ",run",
     "nan",
     "1e3",
     "9" * 50,
 )
-LETTERS = "cudapmkgtbfreo0123456789.,;:#%*- \t=\n\0é，；０\u212a\u0130\ud800\U0001f600"
+LETTERS = "cudapmkgtbfreon0123456789.,;:#%*- \t=\n\0é，；０\u212a\u0130\ud800\U0001f600"
 
 
 def entries(rng: random.Random) -> str:
     """A text of entries that is nearly always valid."""
     names = rng.sample(DEVICES, rng.randint(1, 4))
-    return ";".join(f"{name},{amount(rng)}" for name in names)
+    return ";".join(f"{name},{amount(rng)}{',run' if name != 'cpu' and rng.random() < 0.2 else ''}" for name in names)
 
 
 def amount(rng: random.Random) -> str:

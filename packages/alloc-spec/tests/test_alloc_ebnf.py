@@ -137,6 +137,8 @@ PIECES = [
     "-",
     "auto",
     "FREE",
+    "run",
+    ",Run",
     " ",
     "\n",
 ]
@@ -155,6 +157,8 @@ EXAMPLES = [
     "cuda:0,free - 1 gb;xpu,auto",
     "#cuda:0;4;cuda:1,cpu",
     "cuda:0,.5;cpu,1#",
+    "cuda:0,auto;cuda:1,8gb , RUN;cpu,*",
+    "xpu,.5,run",
 ]
 
 
@@ -162,7 +166,7 @@ EXAMPLES = [
 def test_a_character_more_or_less_is_judged_alike(text: str) -> None:
     assert LANGUAGE.fullmatch(text)
     for index in range(len(text) + 1):
-        for inserted in ("", ",", ";", "#", "0", "b", ".", "*", "%", ":", "-", " ", "é"):
+        for inserted in ("", ",", ";", "#", "0", "b", ".", "*", "run", "%", ":", "-", " ", "é"):
             for dropped in (0, 1):
                 changed = text[:index] + inserted + text[index + dropped :]
                 found = verdict(changed)

@@ -54,7 +54,10 @@ def text_specs(draw: st.DrawFn) -> AllocationSpec:
         chosen[draw(st.sampled_from(names))] = Rest(expected_bytes=draw(st.none() | sizes))
     with contextlib.suppress(ValueError):
         return AllocationSpec(
-            entries=tuple(Entry(device=name, amount=amount) for name, amount in chosen.items()),
+            entries=tuple(
+                Entry(device=name, amount=amount, runs=name != "cpu" and draw(st.booleans()))
+                for name, amount in chosen.items()
+            ),
             compute_device=draw(st.none() | st.sampled_from(NAMES)),
         )
     assume(False)
@@ -146,6 +149,9 @@ def test_a_budget_sums_to_the_model_within_every_room(
         assert type(size_bytes) is int
         assert 0 <= size_bytes <= machine[name].room
     assert budget.compute_device == spec.compute_device
+    assert budget.run_devices == set(spec.run_devices) - {spec.compute_device}
+    no_effect = any("'run' has no effect" in warning for warning in budget.warnings)
+    assert no_effect == (spec.compute_device in spec.run_devices)
 
 
 @given(specs, models, machines)
@@ -173,6 +179,7 @@ def test_an_error_of_space_names_what_fits_whenever_the_machine_has_the_room(
             remedy = parse(error.suggestion)
             assert resolve(remedy, model_bytes=model_bytes, devices=machine).model_bytes == model_bytes
             assert remedy.compute_device == spec.compute_device
+            assert set(remedy.run_devices) == set(spec.run_devices) & set(remedy.devices)
         else:
             assert sum(memory.room for memory in machine.values()) < model_bytes
 

@@ -114,7 +114,9 @@ def _check_number(field: str, value: Decimal) -> None:
         raise AllocValueError(field, value, "pass a decimal.Decimal, which keeps the digits as they were written")
     if not value.is_finite() or value.is_signed():
         raise AllocValueError(field, value, "pass a finite number that is not negative")
-    if len(_plain(value)) > MAX_NUMBER_CHARACTERS:
+    # The exponents first: written out, 1e999999999 would take a gigabyte.
+    exponents = (value.adjusted(), int(value.as_tuple().exponent))
+    if max(map(abs, exponents)) > 2 * MAX_NUMBER_CHARACTERS or len(_plain(value)) > MAX_NUMBER_CHARACTERS:
         raise AllocValueError(field, value, f"pass a number of at most {MAX_NUMBER_CHARACTERS} characters")
 
 

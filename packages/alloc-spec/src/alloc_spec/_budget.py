@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from alloc_spec._amounts import check_size
+from alloc_spec._device_names import check_device
 from alloc_spec._errors import AllocValueError
 from alloc_spec._human import human_size
-from alloc_spec._model import check_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +24,11 @@ class Budget:
         auto_devices: devices whose amount was `auto`, filled conservatively; a planner may shrink or grow them.
         rest_device: the device that takes what the others leave, asked (`*`) or unasked; None where every amount was
             asked for. A planner that cuts the model between tensors puts the odd bytes there.
+        run_devices: devices of `order` that run the blocks they hold; never the compute device or the cpu.
 
     Raises:
-        AllocValueError: a device twice or without an amount, a negative amount, a name that is not canonical.
+        AllocValueError: a device twice or without an amount, a negative amount, a name that is not canonical, a device
+            that cannot run.
 
     >>> budget = Budget(order=("cuda:0", "cpu"), amounts={"cuda:0": 3 * 2**30, "cpu": 2**30}, compute_device="cuda:0")
     >>> budget.model_bytes, budget.bytes_for("cuda:1")
@@ -39,6 +41,7 @@ class Budget:
     warnings: tuple[str, ...] = ()
     auto_devices: frozenset[str] = frozenset()
     rest_device: str | None = None
+    run_devices: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", tuple(self.order))
@@ -47,6 +50,7 @@ class Budget:
         )
         object.__setattr__(self, "warnings", tuple(self.warnings))
         object.__setattr__(self, "auto_devices", frozenset(self.auto_devices))
+        object.__setattr__(self, "run_devices", frozenset(self.run_devices))
         for name, size_bytes in self.amounts.items():
             check_size(f"amounts[{name!r}]", size_bytes)
         if self.compute_device is not None:
@@ -55,6 +59,12 @@ class Budget:
             raise AllocValueError("auto_devices", sorted(self.auto_devices), "name only devices of `order`")
         if self.rest_device is not None and self.rest_device not in self.order:
             raise AllocValueError("rest_device", self.rest_device, "name a device of `order`")
+        if not self.run_devices <= set(self.order) - {"cpu", self.compute_device}:
+            raise AllocValueError(
+                "run_devices",
+                sorted(self.run_devices),
+                "name only devices of `order`, neither the cpu nor the compute device",
+            )
 
     @property
     def model_bytes(self) -> int:
@@ -93,6 +103,7 @@ class Budget:
 
     def _note(self, name: str) -> str:
         notes = ["computes"] * (name == self.compute_device) + ["auto"] * (name in self.auto_devices)
+        notes += ["runs its blocks"] * (name in self.run_devices)
         return f"  ({', '.join(notes)})" if notes else ""
 
     def _checked_order(self) -> tuple[str, ...]:
@@ -107,7 +118,8 @@ class Budget:
 
     def __reduce__(self) -> tuple[Callable[..., "Budget"], tuple[object, ...]]:
         return _rebuild, (
-            self.order, self.as_dict(), self.compute_device, self.warnings, self.auto_devices, self.rest_device
+            self.order, self.as_dict(), self.compute_device, self.warnings, self.auto_devices, self.rest_device,
+            self.run_devices
         )  # fmt: skip
 
 
@@ -122,6 +134,7 @@ def _rebuild(
     warnings: tuple[str, ...],
     auto_devices: frozenset[str],
     rest_device: str | None,
+    run_devices: frozenset[str],
 ) -> Budget:
     return Budget(
         order=order,
@@ -130,4 +143,5 @@ def _rebuild(
         warnings=warnings,
         auto_devices=auto_devices,
         rest_device=rest_device,
+        run_devices=run_devices,
     )

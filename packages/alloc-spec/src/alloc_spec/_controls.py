@@ -50,6 +50,8 @@ def from_controls(
 def _moved_bytes(virtual_ram_gb: float) -> int:
     if not isinstance(virtual_ram_gb, (int, float)) or isinstance(virtual_ram_gb, bool):
         raise AllocValueError("virtual_ram_gb", virtual_ram_gb, "pass a number of gigabytes")
+    if isinstance(virtual_ram_gb, int) and abs(virtual_ram_gb) > MAX_BYTES:
+        raise AllocValueError("virtual_ram_gb", virtual_ram_gb, "that is beyond 8 EiB; pass gigabytes, not bytes")
     gigabytes = Decimal(str(virtual_ram_gb))
     if not gigabytes.is_finite() or gigabytes < 0:
         raise AllocValueError(

@@ -18,6 +18,8 @@ process borders unchanged.
 
 import unicodedata
 
+from alloc_spec._quoting import quoted
+
 _EXCERPT_CHARACTERS = 100
 
 
@@ -79,7 +81,7 @@ class AllocValueError(AllocSpecError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.reason}"
+        return f"{self.field} = {quoted(self.value)}: {self.reason}"
 
 
 def _excerpt(source: str, span: tuple[int, int]) -> tuple[str, str]:

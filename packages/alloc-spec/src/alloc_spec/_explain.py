@@ -1,12 +1,15 @@
 """Says in plain English what an allocation means, before any model or machine is known."""
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import assert_never
 
 from alloc_spec._amounts import Amount, Auto, Bytes, DeviceFraction, Donated, Free, Percent, Rest
+from alloc_spec._device_names import likely_device
 from alloc_spec._human import human_size
 from alloc_spec._model import AllocationSpec, Dialect
 from alloc_spec._parse import parse
+from alloc_spec._quoting import quoted
 from alloc_spec._settle import implied_home
 
 
@@ -32,9 +35,26 @@ def explain(allocation: str | AllocationSpec) -> str:
     lines = [f"{spec} means, along the model:"]
     shares = _normalised(spec) if spec.dialect is Dialect.RATIO else {}
     for number, entry in enumerate(spec.entries, start=1):
-        lines.append(f"  {number}. {entry.device} holds {shares.get(entry.device) or _phrase(entry.amount)}")
+        holds = shares.get(entry.device) or _phrase(entry.amount)
+        runs = ", and runs the blocks that it holds" if entry.runs else ""
+        lines.append(f"  {number}. {entry.device} holds {holds}{runs}")
     lines.extend(_footnotes(spec))
+    lines.extend(_likely_names(spec))
     return "\n".join(lines)
+
+
+def _likely_names(spec: AllocationSpec) -> list[str]:
+    meant = {name: likely for name in spec.devices if (likely := likely_device(name)) is not None}
+    if not meant:
+        return []
+    unusual = (
+        f"  {' and '.join(map(quoted, meant))} {'is' if len(meant) == 1 else 'are'} not the usual name of a device"
+    )
+    devices = [meant.get(name, name) for name in spec.devices]
+    if spec.dialect is Dialect.CONTROLS or len(set(devices)) < len(devices):
+        return [f"{unusual} - did you mean {' and '.join(meant.values())}?"]
+    entries = tuple(replace(entry, device=name) for entry, name in zip(spec.entries, devices, strict=True))
+    return [f'{unusual} - did you mean "{replace(spec, entries=entries)}"?']
 
 
 def _phrase(amount: Amount) -> str:
@@ -75,6 +95,8 @@ def _footnotes(spec: AllocationSpec) -> list[str]:
     notes = []
     if spec.compute_device is not None:
         notes.append(f"  {spec.compute_device} computes")
+        if spec.compute_device in spec.run_devices:
+            notes.append(f"  'run' has no effect on {spec.compute_device}, which computes anyway")
     if spec.dialect is Dialect.RATIO or spec.rest_device is not None:
         return notes
     home = implied_home(spec, spec.compute_device)

@@ -16,10 +16,11 @@ against each other.
 
 import difflib
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from alloc_spec._amounts import Amount, Auto, Bytes, DeviceFraction, Free, Percent, Rest
-from alloc_spec._model import Entry, find_conflict
+from alloc_spec._device_names import MAX_DEVICE_CHARACTERS
+from alloc_spec._model import RUN, Entry, find_conflict
 from alloc_spec._sizes import GIB, MAX_BYTES, MAX_NUMBER_CHARACTERS, UNITS, read_size
 from alloc_spec._tokens import NOTHING, ParseFailure, Token, TokenStream
 
@@ -28,11 +29,13 @@ _ENTRY_HINT = 'an entry is DEVICE,AMOUNT, for example "cuda:0,2gb;cpu,*"'
 _ENTRIES_HINT = "entries are separated by ';'"
 _AMOUNT_HINT = "an amount is 2.5gb, 25%, 0.5, *, 5gb*, free-1gb or auto"
 _WIRE_HINT = "the wire form is EXPERT#COMPUTE;GB;DONOR1,DONOR2"
+_RUN_HINT = "'run' stands behind an amount, for example cuda:1,8gb,run"
 _UNIT_HINT = "units are b, kb, mb, gb and tb"
 _LONGEST_CORRECTED_WORD = 24
 _AFTER_SPEC = ("end", "#")
 
 Span = tuple[int, int]
+EntrySpans = dict[Literal["device", "amount", "run"], Span]
 
 
 class Move(NamedTuple):
@@ -100,11 +103,13 @@ def read_spec(stream: TokenStream) -> tuple[Entry, ...]:
     spec = entry , { ";" , entry } , [ ";" ] ;
     """
     entries: list[Entry] = []
-    spans: list[tuple[Span, Span]] = []
+    spans: list[EntrySpans] = []
+    separator: Token | None = None
     while True:
-        entry, device_span, amount_span = read_entry(stream, is_first=not entries)
+        entry, entry_spans = read_entry(stream, separator)
         entries.append(entry)
-        spans.append((device_span, amount_span))
+        spans.append(entry_spans)
+        separator = stream.current
         if not stream.accept(";") or stream.current.kind in _AFTER_SPEC:
             break
     if stream.current.kind not in _AFTER_SPEC:
@@ -113,27 +118,38 @@ def read_spec(stream: TokenStream) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _refuse_conflict(entries: list[Entry], spans: list[tuple[Span, Span]]) -> None:
+def _refuse_conflict(entries: list[Entry], spans: list[EntrySpans]) -> None:
     conflict = find_conflict(entries)
     if conflict is not None:
-        device_span, amount_span = spans[conflict.entry_index]
-        span = device_span if conflict.part == "device" else amount_span
-        raise ParseFailure(conflict.message, span, hint=conflict.hint, is_rule=True)
+        span = spans[conflict.entry_index][conflict.part]
+        repairs = (NOTHING,) if conflict.part == "run" else ()
+        raise ParseFailure(conflict.message, span, hint=conflict.hint, repairs=repairs, is_rule=True)
 
 
-def read_entry(stream: TokenStream, *, is_first: bool) -> tuple[Entry, Span, Span]:
-    """Read one device and its amount.
+def read_entry(stream: TokenStream, separator: Token | None) -> tuple[Entry, EntrySpans]:
+    """Read one device, its amount, and whether it runs what it holds.
 
-    entry = device , "," , amount ;
+    entry = device , "," , amount , [ "," , "run" ] ;
     """
     device, device_span = read_device(stream, "a device name", _ENTRY_HINT)
+    if device == RUN and separator is not None and stream.current.kind != ",":
+        span = separator.start, device_span[1]
+        raise ParseFailure(f"expected ',' before {RUN!r}, found ';'", span, hint=_RUN_HINT, repairs=(f",{RUN}",))
     repairs: tuple[str, ...] = (",", f",{stream.current.text}")
     if stream.current.kind == "end":
-        repairs = () if is_first and ":" not in device else (",*",)
+        repairs = () if separator is None and ":" not in device else (",*",)
     stream.expect(",", f"after the device {device!r}", hint=_ENTRY_HINT, repairs=repairs)
     start = stream.current.start
     amount, end = read_amount(stream)
-    return Entry(device=device, amount=amount), device_span, (start, end)
+    comma = stream.current
+    runs = comma.kind == "," and stream.following.text == RUN
+    if runs:
+        stream.advance()
+        run_span = comma.start, stream.advance().end
+    else:
+        run_span = end, end
+    spans: EntrySpans = {"device": device_span, "amount": (start, end), "run": run_span}
+    return Entry(device=device, amount=amount, runs=runs), spans
 
 
 def read_device(stream: TokenStream, wanted: str, hint: str) -> tuple[str, Span]:
@@ -144,6 +160,7 @@ def read_device(stream: TokenStream, wanted: str, hint: str) -> tuple[str, Span]
     if stream.current.kind != "word":
         raise stream.unexpected(wanted, hint=hint, repairs=(NOTHING,))
     name = stream.advance()
+    _refuse_long_name(name.text, name.span)
     if stream.current.kind != ":":
         return name.text, name.span
     stream.advance()
@@ -154,7 +171,15 @@ def read_device(stream: TokenStream, wanted: str, hint: str) -> tuple[str, Span]
         shorter = index.text.lstrip("0") or "0"
         raise stream.unexpected("an index without leading zeros", hint="write the index plainly", repairs=(shorter,))
     stream.advance()
-    return f"{name.text}:{index.text}", (name.start, index.end)
+    device, span = f"{name.text}:{index.text}", (name.start, index.end)
+    _refuse_long_name(device, span)
+    return device, span
+
+
+def _refuse_long_name(device: str, span: Span) -> None:
+    if len(device) > MAX_DEVICE_CHARACTERS:
+        message = f"a device name of {len(device)} characters"
+        raise ParseFailure(message, span, hint=f"write at most {MAX_DEVICE_CHARACTERS}", is_rule=True)
 
 
 def read_amount(stream: TokenStream) -> tuple[Amount, int]:
@@ -197,7 +222,8 @@ def _read_quantity(stream: TokenStream) -> tuple[Amount, int]:
     if following.kind == "%":
         _refuse_long(number)
         return Percent(percent=Decimal(number.text)), stream.advance().end
-    if following.kind == ";" or following.kind in _AFTER_SPEC:
+    before_run = following.kind == "," and stream.following.text == RUN
+    if following.kind == ";" or following.kind in _AFTER_SPEC or before_run:
         return _fraction(number), number.end
     if following.kind != "word":
         raise _after_amount(stream)
@@ -217,16 +243,23 @@ def _expect_unit(stream: TokenStream, number: Token) -> Token:
     hint, repairs = _UNIT_HINT, _nearest(unit.text, tuple(UNITS))
     if unit.text[0] == "e" and unit.text[1:].isdigit():
         hint = "exponents are not read; write the number out, with a unit"
-    if number.end != unit.start and not repairs:
+    if unit.text == RUN:
+        hint, repairs = _RUN_HINT, (f",{RUN}",)
+    elif number.end != unit.start and not repairs:
         hint, repairs = _ENTRIES_HINT, (f";{unit.text}",)
     raise stream.unexpected(f"a unit after {number.shown}", hint=hint, repairs=repairs)
 
 
 def _after_amount(stream: TokenStream) -> ParseFailure:
-    token = stream.current
+    token, following = stream.current, stream.following
+    if token.kind == "," and following.kind == "word" and _nearest(following.text, (RUN,)):
+        stream.advance()
+        return stream.unexpected(f"{RUN!r} after the second ','", hint=_RUN_HINT, repairs=(RUN,))
     repairs = [";", f";{token.text}"]
     if token.kind == ",":
         repairs.insert(1, ".")
+    if token.text == RUN:
+        repairs.insert(0, f",{RUN}")
     repairs.insert(0 if stream.at_last else len(repairs), NOTHING)
     return stream.unexpected("';' or the end after an amount", hint=_ENTRIES_HINT, repairs=repairs)
 

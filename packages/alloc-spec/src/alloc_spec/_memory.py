@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alloc_spec._amounts import check_size
+from alloc_spec._device_names import likely_device
 from alloc_spec._errors import AllocValueError
 from alloc_spec._resolve_errors import UnknownDeviceError
 
@@ -51,5 +52,6 @@ def require_device(name: str, devices: Mapping[str, DeviceMemory], reason: str) 
     """
     if name in devices:
         return
-    nearest = difflib.get_close_matches(name, devices, n=1)
-    raise UnknownDeviceError(name, tuple(devices), nearest[0] if nearest else None, reason)
+    meant = likely_device(name)
+    nearest = meant if meant in devices else next(iter(difflib.get_close_matches(name, devices, n=1)), None)
+    raise UnknownDeviceError(name, tuple(devices), nearest, reason)

@@ -1,6 +1,5 @@
 """The typed result of reading an allocation: entries in the user's order, and what may not stand together."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,10 +7,12 @@ from fractions import Fraction
 from typing import Final, Literal, NamedTuple
 
 from alloc_spec._amounts import Amount, Bytes, DeviceFraction, Donated, Percent, Rest
+from alloc_spec._device_names import check_device
 from alloc_spec._errors import AllocValueError
 from alloc_spec._sizes import GIB, write_number
 
-_DEVICE_NAME: Final = re.compile(r"[a-z][a-z0-9_]*(?::(?:0|[1-9][0-9]*))?")
+RUN: Final = "run"
+"""The word behind an amount that lets the device run what it holds."""
 
 
 class Dialect(StrEnum):
@@ -31,13 +32,23 @@ class Entry:
     Attributes:
         device: canonical name, `type` or `type:index` in lower case.
         amount: how much of the model it holds.
+        runs: whether it also runs the blocks that it holds, where otherwise they stream to the compute device.
+
+    Raises:
+        AllocValueError: the name is not canonical, or `runs` is neither True nor False.
     """
 
     device: str
     amount: Amount
+    runs: bool = False
 
     def __post_init__(self) -> None:
         check_device("device", self.device)
+        if not isinstance(self.runs, bool):
+            raise AllocValueError("runs", self.runs, "pass True or False")
+
+    def __str__(self) -> str:
+        return f"{self.device},{self.amount},{RUN}" if self.runs else f"{self.device},{self.amount}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +87,11 @@ class AllocationSpec:
         return tuple(entry.device for entry in self.entries)
 
     @property
+    def run_devices(self) -> tuple[str, ...]:
+        """Names of the devices that run what they hold, in the user's order."""
+        return tuple(entry.device for entry in self.entries if entry.runs)
+
+    @property
     def dialect(self) -> Dialect:
         """Dialect of the amounts; a wildcard goes with bytes and fractions, and makes percentages a mix."""
         amounts = [entry.amount for entry in self.entries]
@@ -98,7 +114,7 @@ class AllocationSpec:
         if isinstance(self.entries[-1].amount, Donated):
             gigabytes = write_number(self.entries[-1].amount.total_bytes, GIB)
             return f"#{self.compute_device};{gigabytes};{','.join(self.devices[1:])}"
-        text = ";".join(f"{entry.device},{entry.amount}" for entry in self.entries)
+        text = ";".join(map(str, self.entries))
         return text if self.compute_device is None else f"{text}#{self.compute_device}"
 
     def _check_controls(self) -> None:
@@ -130,13 +146,13 @@ class Conflict(NamedTuple):
 
     Attributes:
         entry_index: the entry at which it shows.
-        part: the half of the entry that is at fault.
+        part: the part of the entry that is at fault.
         message: what is wrong.
         hint: what would be right.
     """
 
     entry_index: int
-    part: Literal["device", "amount"]
+    part: Literal["device", "amount", "run"]
     message: str
     hint: str
 
@@ -149,6 +165,13 @@ def find_conflict(entries: Sequence[Entry]) -> Conflict | None:
         if entry.device in seen:
             return _twice(index, entry, computes=entry.device == entries[0].device)
         seen.add(entry.device)
+        if entry.runs and entry.device.partition(":")[0] == "cpu":
+            return Conflict(
+                index,
+                "run",
+                f"{entry.device} cannot run blocks: it would be slower than streaming them to the compute device",
+                "leave out ',run', or let an accelerator run",
+            )
         wildcards += isinstance(entry.amount, Rest)
         if wildcards > 1:
             return Conflict(
@@ -188,13 +211,3 @@ def _find_percent_conflict(entries: Sequence[Entry]) -> Conflict | None:
                 "next to other amounts a percentage is a share of the model; lower one of them",
             )
     return None
-
-
-def check_device(field_name: str, name: str) -> None:
-    """Refuse what is not a canonical device name.
-
-    Raises:
-        AllocValueError: it is not.
-    """
-    if not isinstance(name, str) or _DEVICE_NAME.fullmatch(name) is None:
-        raise AllocValueError(field_name, name, 'a device name is lower-case type[:index], such as "cuda:0" or "cpu"')

@@ -1,7 +1,7 @@
 """From text to specification: reads by the grammar and turns failures into errors with a correction."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from alloc_spec._errors import AllocRuleError, AllocSyntaxError, AllocValueError
 from alloc_spec._grammar import DEVICE_HINT, Move, Reading, read_device, read_donors, read_text
@@ -10,6 +10,9 @@ from alloc_spec._repair import repair
 from alloc_spec._tokens import NOTHING, ParseFailure, TokenStream
 
 _T = TypeVar("_T")
+
+MAX_TEXT_CHARACTERS: Final = 2**16
+"""Longer texts are refused before any of it is read."""
 
 
 def parse(text: str) -> AllocationSpec:
@@ -81,6 +84,13 @@ def parse_donors(text: str) -> tuple[str, ...]:
 def _read(text: str, reader: Callable[[str], _T]) -> _T:
     if not isinstance(text, str):
         raise AllocValueError("text", text, "pass a str")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise AllocSyntaxError(
+            f"a text of {len(text)} characters",
+            text,
+            (MAX_TEXT_CHARACTERS, len(text)),
+            f"an allocation has at most {MAX_TEXT_CHARACTERS}; most have under 100",
+        )
     try:
         return reader(text)
     except ParseFailure as found:

@@ -5,6 +5,7 @@ all its free memory: it is left to the planner, `auto`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 
 from alloc_spec._amounts import Amount, Auto, Donated, Free, Rest
 from alloc_spec._memory import DeviceMemory
@@ -42,7 +43,8 @@ def find_remedy(
         full = set(error.devices) if isinstance(error, NoRoomError) else set()
         tries = _text_tries(spec, full, devices, compute_device)
     for entries in tries:
-        candidate = AllocationSpec(entries=tuple(entries), compute_device=spec.compute_device)
+        entries = tuple(replace(entry, runs=entry.device in spec.run_devices) for entry in entries)
+        candidate = AllocationSpec(entries=entries, compute_device=spec.compute_device)
         try:
             settles(candidate)
         except AllocResolveError:

@@ -8,6 +8,7 @@ from alloc_spec._errors import AllocValueError
 from alloc_spec._memory import DeviceMemory, require_device
 from alloc_spec._model import AllocationSpec
 from alloc_spec._parse import parse_device
+from alloc_spec._quoting import shortened
 from alloc_spec._remedy import find_remedy
 from alloc_spec._resolve_errors import ComputeDeviceError, NoSpaceError
 from alloc_spec._settle import settle
@@ -55,8 +56,9 @@ def resolve(
         raise AllocValueError("model_bytes", model_bytes, "an empty model needs no allocation; pass its size in bytes")
     machine = _canonical(devices)
     compute = _compute_device(spec, compute_device)
+    reason = f'named in "{shortened(str(spec))}"'
     for name in spec.devices:
-        require_device(name, machine, f'named in "{spec}"')
+        require_device(name, machine, reason)
     if compute is not None:
         require_device(compute, machine, "named as the compute device")
     try:

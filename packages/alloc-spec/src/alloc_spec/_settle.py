@@ -64,6 +64,8 @@ def settle(
         _settle_ratio(spec, ledger)
     else:
         _settle_phases(spec, ledger, compute_device)
+    if compute_device in spec.run_devices:
+        ledger.warnings.append(f"{compute_device} computes anyway: 'run' has no effect there")
     rest_device = spec.rest_device or implied_home(spec, compute_device)
     return Budget(
         order=tuple(ledger.amounts),
@@ -72,6 +74,7 @@ def settle(
         warnings=tuple(ledger.warnings),
         auto_devices=frozenset(entry.device for entry in spec.entries if isinstance(entry.amount, Auto)),
         rest_device=rest_device if rest_device in ledger.amounts else None,
+        run_devices=frozenset(spec.run_devices) - {compute_device},
     )
 
 

@@ -91,6 +91,11 @@ class TokenStream:
         """Whether nothing but the end follows the current token."""
         return self._position + 2 == len(self._tokens)
 
+    @property
+    def following(self) -> Token:
+        """The token after the current one; the end is followed by itself."""
+        return self._tokens[min(self._position + 1, len(self._tokens) - 1)]
+
     def advance(self) -> Token:
         """Return the current token, which is not the end, and step to the next."""
         token = self.current
