@@ -29,6 +29,15 @@ def test_text_specification_and_budget_of_one_allocation_give_one_plan() -> None
     assert resident_fraction(from_text) == 0.25
 
 
+def test_a_device_that_is_to_run_is_refused_rather_than_ignored() -> None:
+    hardware = machine(24 * GIB, donors=("cuda:1", "cpu"))
+    with pytest.raises(InvalidPlanError, match="do not run blocks on cuda:1 yet; leave out ',run'"):
+        plan(TREE, "cuda:0,2.5gb;cuda:1,2gb,run;cpu,*", hardware)
+    warned = plan(TREE, "cuda:0,2.5gb,run;cuda:1,2gb;cpu,*", hardware)
+    assert replace(warned, warnings=()) == plan(TREE, "cuda:0,2.5gb;cuda:1,2gb;cpu,*", hardware)
+    assert any("'run' has no effect" in warning for warning in warned.warnings)
+
+
 def test_simple_controls_move_exactly_the_gigabytes_asked() -> None:
     result = plan(
         TREE,

@@ -203,6 +203,11 @@ def _request(tree: BlockTree, budget: Budget, hardware: Hardware) -> _Request:
         )
     for name in budget.order:
         hardware.device(name)
+    if runners := sorted(budget.run_devices - {compute}):
+        raise InvalidPlanError(
+            f"plans do not run blocks on {' and '.join(runners)} yet; leave out ',run', and what is held there streams "
+            f"to {compute}"
+        )
     order = budget.order if compute in budget.order else (compute, *budget.order)
     donors = [name for name in order if name != compute]
     amounts = {name: budget.bytes_for(name) for name in donors}
