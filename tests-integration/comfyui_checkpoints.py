@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import torch
 
-import comfyui_parts as parts
+import comfyui_side_models as side_models
 from comfyui_tiny_models import CLIP_WIDTH, SEED, TINY_MODELS, Weights, diffusion_weights, random_tensor, save
 from discovery_oracles import import_comfy
 
@@ -145,10 +145,10 @@ def writers() -> dict[str, Callable[[Path], object]]:
         "vae": write_vae,
         "clip": write_text_encoder,
         "checkpoint": write_checkpoint,
-        "control": parts.write_control_net,
-        "difference": parts.write_difference,
-        "vision": parts.write_image_encoder,
-        "diffusers": parts.write_diffusers,
+        "control": side_models.write_control_net,
+        "difference": side_models.write_difference,
+        "vision": side_models.write_image_encoder,
+        "diffusers": side_models.write_diffusers,
     }
     for name in TINY_MODELS:
         tasks[name] = lambda folder, name=name: write_diffusion_model(folder, name)  # type: ignore[misc]

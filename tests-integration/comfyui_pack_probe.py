@@ -1,4 +1,4 @@
-"""A custom node for tests of other packs: where the weights in anything are, and what a later node would be told.
+"""A custom node for tests of other packs: where the weights in anything are, and which device a later node gets.
 
 The harness copies this file into a folder of packs of a server under test; it is not part of the pack.
 """

@@ -1,4 +1,4 @@
-"""A real ComfyUI server in a process of its own: started, asked over HTTP, always ended."""
+"""A real ComfyUI server in a separate process: started, asked over HTTP, always ended."""
 
 from __future__ import annotations
 

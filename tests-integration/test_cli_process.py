@@ -1,4 +1,4 @@
-"""The real command in a process of its own: exit codes, streams, pipes, and how quickly it answers."""
+"""The real command in a separate process: exit codes, streams, pipes, and how quickly it answers."""
 
 from __future__ import annotations
 

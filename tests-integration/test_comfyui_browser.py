@@ -168,7 +168,7 @@ def test_nodes_in_subgraphs_are_opened_like_all_others(editor: Editor) -> None:
     assert inner[0]["widgets_values"] == ["flux1-dev-Q8_0.gguf", "npu:0", 6, "cpu", ""]
 
 
-def test_an_unreachable_server_is_told_and_the_workflow_opens_all_the_same(editor: Editor) -> None:
+def test_an_unreachable_server_is_reported_and_the_workflow_opens_all_the_same(editor: Editor) -> None:
     path = "**/torchspan/api/v1/reopen"
     editor.page.route(path, lambda route: route.fulfill(status=503, body="{}"))
     try:

@@ -1,4 +1,4 @@
-"""The pack's nodes used in ComfyUI's own editor, in a real browser: added, explained, run, and refused in words."""
+"""The pack's nodes used in ComfyUI's own editor, in a real browser: added, explained, run, and refused."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_text_that_cannot_be_read_is_shown_with_its_caret(editor: Editor) -> N
 
 
 @pytest.mark.parametrize("name", ["compute_device", "donor_device"])
-def test_a_device_that_is_not_there_is_told_at_its_input(editor: Editor, name: str) -> None:
+def test_a_device_that_is_not_there_is_reported_at_its_input(editor: Editor, name: str) -> None:
     text = complain(editor, with_inputs(bad(), **{name: "cuda:7"})).inner_text()
     assert "cuda:7" in text
     assert name in text
@@ -243,7 +243,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_done_is_told_at_its_node(editor: Editor, case: str) -> None:
+def test_what_cannot_be_done_is_reported_at_its_node(editor: Editor, case: str) -> None:
     loader, sentence = REFUSED[case]
     editor.open(shown(loader))
     editor.press_run()

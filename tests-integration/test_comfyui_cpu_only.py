@@ -40,7 +40,7 @@ def test_every_way_gives_the_stock_bits_on_the_cpu(cpu_server: Server, kind: str
 
 
 @pytest.mark.parametrize("way", [plain, standardized, distorch2])
-def test_a_workflow_of_another_machine_is_told_which_devices_there_are(cpu_server: Server, way: object) -> None:
+def test_a_workflow_of_another_machine_is_reported_which_devices_there_are(cpu_server: Server, way: object) -> None:
     assert callable(way)
     finished = cpu_server.run(sampling("flux", way(unet_file("flux")), seed=9))
     assert "npu:" in finished.message

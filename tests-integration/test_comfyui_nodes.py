@@ -232,7 +232,7 @@ BAD: dict[str, tuple[Node, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told_at_the_node_and_nothing_is_half_loaded(
+def test_bad_input_is_reported_at_the_node_and_nothing_is_half_loaded(
     device_server: Server, broken_files: None, case: str
 ) -> None:
     loader, words = BAD[case]
@@ -249,7 +249,7 @@ def test_bad_input_is_told_at_the_node_and_nothing_is_half_loaded(
     assert after["simulated"]["memory"]["npu:1"]["used"] == 0
 
 
-def test_a_donor_that_is_too_small_is_told_with_its_numbers(device_server: Server) -> None:
+def test_a_donor_that_is_too_small_is_reported_with_its_numbers(device_server: Server) -> None:
     loader = with_inputs(expert(unet_file("flux")), expert_mode_allocations="npu:0,1mb;npu:1,*")
     with device_server.capacity(1, 2 << 20):
         finished = device_server.run(sampling("flux", loader, seed=SEED))
@@ -273,7 +273,7 @@ def test_memory_that_became_tight_is_shared_as_the_host_does(device_server: Serv
         assert model["weights"]["npu:1"] == model["planned"]["npu:1"]
 
 
-def test_memory_that_is_tight_from_the_start_is_told_before_anything_is_loaded(device_server: Server) -> None:
+def test_memory_that_is_tight_from_the_start_is_reported_before_anything_is_loaded(device_server: Server) -> None:
     with device_server.capacity(0, TIGHT_BYTES):
         finished = device_server.run(sampling("flux", expert(unet_file("flux")), seed=SEED))
     assert finished.error is not None

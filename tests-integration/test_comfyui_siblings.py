@@ -285,7 +285,7 @@ RUNS: dict[str, Callable[[Server, dict[str, Any]], None]] = {
 }
 
 
-def test_nodes_run_where_they_are_told_and_later_ones_are_not_told(
+def test_nodes_run_on_the_chosen_device_and_later_ones_do_not(
     checkout: Checkout, server: Server, offered: dict[str, Any]
 ) -> None:
     if checkout.pack not in RUNS:

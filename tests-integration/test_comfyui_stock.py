@@ -100,7 +100,7 @@ def test_free_empties_the_devices(device_server: Server) -> None:
     assert state["simulated"]["memory"]["npu:0"]["used"] == 0
 
 
-def test_what_is_wrong_is_told_by_the_node(cpu_server: Server) -> None:
+def test_what_is_wrong_is_reported_by_the_node(cpu_server: Server) -> None:
     """The harness shows both kinds of failure: refused before anything runs, and raised by a node."""
     refused = cpu_server.run(sampling("flux", stock_unet("not_there.safetensors")))
     assert refused.node_errors

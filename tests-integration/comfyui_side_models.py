@@ -1,4 +1,4 @@
-"""Tiny files of what stands beside a diffusion model: ControlNets, an image encoder, a folder in diffusers' layout.
+"""Tiny models that work beside a diffusion model: ControlNets, an image encoder, a folder in diffusers' layout.
 
 Where the host fixes a shape, the layers that no test looks at are zero and only pass on.
 """

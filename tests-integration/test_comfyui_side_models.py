@@ -1,4 +1,4 @@
-"""What stands beside a diffusion model, on the real host: ControlNets, image encoders and folders of diffusers.
+"""Models that work beside a diffusion model, on the real host: ControlNets, image encoders and folders of diffusers.
 
 Each is loaded by the stock node and by ours: the same bits, the weights where the node says, or a refusal in words.
 """
@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_parts import CONTROL_NET, DIFFERENCE, DIFFUSERS, IMAGE_ENCODER
 from comfyui_server import Server
+from comfyui_side_models import CONTROL_NET, DIFFERENCE, DIFFUSERS, IMAGE_ENCODER
 from comfyui_workflows import Node, Workflow, expert, node, sampling, stock_unet, unet_file
 
 pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -125,7 +125,7 @@ def test_a_difference_to_a_model_gives_the_stock_nodes_bits(device_server: Serve
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_control_that_moves_itself_is_refused_in_words(device_server: Server, way: str) -> None:
+def test_a_control_that_moves_itself_is_refused_with_an_error(device_server: Server, way: str) -> None:
     name = "control_lora.safetensors"
     path = device_server.base / "models" / "controlnet" / name
     save_file({"lora_controlnet": torch.zeros(1)}, path)
