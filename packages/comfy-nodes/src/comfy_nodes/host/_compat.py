@@ -17,6 +17,8 @@ import comfy.ops
 import comfy.utils
 import torch
 
+from comfy_nodes.host._packed_files import is_packed_file, read_dense
+
 try:
     from comfy.weight_adapter.bypass import BypassForwardHook as _BypassForwardHook
 except ImportError:
@@ -39,7 +41,13 @@ def with_metadata(function: Callable[..., Any], metadata: Mapping[str, Any] | No
 
 
 def read_torch_file(path: str) -> tuple[dict[str, torch.Tensor], Mapping[str, str] | None]:
-    """A checkpoint of any kind that the host reads, with its metadata where the host can return it."""
+    """A checkpoint of any kind that the host reads, with its metadata where the host can return it; a packed one dense.
+
+    Raises:
+        ModelFileError: a packed file is damaged.
+    """
+    if is_packed_file(path):
+        return read_dense(path)
     if accepts(comfy.utils.load_torch_file, "return_metadata"):
         weights, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
         return weights, metadata

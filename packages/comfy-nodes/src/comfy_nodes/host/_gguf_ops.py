@@ -1,4 +1,4 @@
-"""The layers of a model whose weights stay packed: the host's own, but for linear layers and lookup tables."""
+"""The layers of a model whose weights stay packed (GGUF, w3): the host's own, but for linear layers and tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from comfy_nodes.host import _compat
 from comfy_nodes.host._gguf_layout import HAS_LAYOUTS, packed_of, stored
+from comfy_nodes.host._w3_layout import stored_packed
+from comfy_nodes.host._weights import dense
+from device_placement.packed import PackedWeight
 from gguf_loader import DequantConfig, PackedTensor, packed_embedding
 
 
@@ -37,6 +40,7 @@ def operations(dequant_dtype: torch.dtype | None = None) -> type[Any]:
             """A lookup table; of a packed one only the rows that are looked up are dequantised, where they live."""
 
             rounding = dequant_dtype
+            keeps_w3 = False  # to look up one row would decode all
 
             def forward_comfy_cast_weights(
                 self, input: torch.Tensor, out_dtype: torch.dtype | None = None
@@ -54,6 +58,7 @@ class _Packed:
     """Weights that keep their stored form: taken from the file, not copied into the memory of dense ones."""
 
     rounding: torch.dtype | None = None
+    keeps_w3 = True
     weight: Any
     bias: Any
     weight_function: list[Callable[[torch.Tensor], torch.Tensor]]
@@ -79,12 +84,16 @@ class _Packed:
             if tensor.shape != parameter.shape:
                 error_msgs.append(f"{prefix}{name} is {list(tensor.shape)} in the file, {list(parameter.shape)} here")
                 continue
-            kept = (
-                stored(tensor, parameter.dtype, self.rounding)
-                if isinstance(tensor, PackedTensor) and name == "weight"
-                else _dense(tensor, parameter.dtype)
-            )
+            kept = self._kept(name, tensor, parameter.dtype)
             self._parameters[name] = nn.Parameter(kept, requires_grad=False)  # type: ignore[attr-defined]
+
+    def _kept(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of the file as the layer stores it: weights packed where it can compute with them."""
+        if name == "weight" and isinstance(tensor, PackedTensor):
+            return stored(tensor, dtype, self.rounding)
+        if name == "weight" and isinstance(tensor, PackedWeight) and self.keeps_w3 and dtype == torch.bfloat16:
+            return stored_packed(tensor)
+        return _dense(tensor, dtype)
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         """Move the parameters; torch would move what a packed tensor looks like, not the blocks."""
@@ -100,7 +109,7 @@ class _Packed:
         packed = packed_of(self.weight)
         if packed is None or HAS_LAYOUTS:
             with _compat.cast_weights(self, input) as (weight, bias):
-                return compute(input, weight if packed_of(weight) is None else weight.dequantize(), bias)
+                return compute(input, dense(weight), bias)
         there = packed.with_blocks(packed.packed.to(input.device))
         weight = there.dequantize(self.rounding or input.dtype).to(input.dtype)
         for change in self.weight_function:
@@ -114,4 +123,7 @@ class _Packed:
 
 
 def _dense(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.dequantize(dtype) if isinstance(tensor, PackedTensor) else tensor.to(dtype)
+    if isinstance(tensor, PackedTensor):
+        return tensor.dequantize(dtype)
+    # A packed weight, or a view of one, gets memory that can be written to.
+    return tensor.to(dtype) if type(tensor) is torch.Tensor else torch.empty(tensor.shape, dtype=dtype).copy_(tensor)

@@ -8,6 +8,8 @@ from pathlib import Path
 from block_discovery import HeaderError, read_safetensors_header, read_safetensors_index
 from comfy_nodes.host._errors import ModelFileError
 from comfy_nodes.host._layers import Sizes
+from comfy_nodes.host._packed_files import METADATA_KEY
+from device_placement.packed import PackedError, PackedFile
 from gguf_loader import GgufError, read_header
 
 GGUF_SUFFIX = ".gguf"
@@ -45,6 +47,12 @@ def read_sizes(path: str | Path) -> Sizes:
     if header.missing_bytes:
         reason = f"it ends {header.missing_bytes} bytes before its header says"
         raise ModelFileError(file, reason, "the download was cut off: fetch it again")
+    if METADATA_KEY in header.metadata:
+        try:
+            with PackedFile(file) as packed:
+                return packed.sizes
+        except PackedError as error:
+            raise ModelFileError(file, str(error), "fetch or pack it again") from error
     return {name: (tensor.shape, tensor.size_bytes) for name, tensor in header.tensors.items()}
 
 

@@ -13,8 +13,11 @@ import torch
 from comfy_nodes.host import _compat
 from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
 from comfy_nodes.host._errors import ModelFileError
+from comfy_nodes.host._gguf_ops import operations
 from comfy_nodes.host._headers import diffusion_prefix, has_header, read_sizes
+from comfy_nodes.host._packed_files import is_packed_file, read_packed
 from comfy_nodes.host._parts import load_vae_file, place_vae
+from comfy_nodes.host._patcher import PlacedPatcher
 from comfy_nodes.host._request import Checkpoint, Loaded, PlacementRequest
 
 DIFFUSION_MODEL = "diffusion_model."
@@ -36,7 +39,7 @@ def load_diffusion_model(path: str | Path, request: PlacementRequest, *, weight_
     """Load a diffusion model, as UNETLoader does.
 
     Args:
-        path: of the file; a checkpoint serves, too.
+        path: of the file; a checkpoint serves, too. The linear weights of one that `torchspan pack` wrote stay packed.
         request: where it computes and where its bytes live.
         weight_dtype: one of the core loader's choices.
 
@@ -51,9 +54,12 @@ def load_diffusion_model(path: str | Path, request: PlacementRequest, *, weight_
         raise ModelFileError(path, f"unknown weight_dtype {weight_dtype!r}", f"use one of {', '.join(_WEIGHT_DTYPES)}")
     prefix = diffusion_prefix(read_sizes(path)) if has_header(path) else ""
     check_files([path], request, prefix=prefix, dtype=_WEIGHT_DTYPES[weight_dtype].get("dtype"))
-    weights, metadata = _compat.read_torch_file(str(path))
     options = {**_WEIGHT_DTYPES[weight_dtype], **device_options(request)}
-    patcher = _diffusion_model(str(path), weights, metadata, options, is_classic=request.is_placed)
+    if is_packed_file(path):
+        patcher = PlacedPatcher.adopt(reload_packed(str(path), options))
+    else:
+        weights, metadata = _compat.read_torch_file(str(path))
+        patcher = _diffusion_model(str(path), weights, metadata, options, is_classic=request.is_placed)
     model, report = distribute(patcher, request, subject=Path(path).name, prefix=DIFFUSION_MODEL)
     return Loaded(value=model, reports=(report,))
 
@@ -174,6 +180,9 @@ def load_text_encoders(
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     check_files(paths, request)
+    for path in paths:
+        if is_packed_file(path):
+            raise ModelFileError(path, "text encoders are not loaded packed", "run `torchspan unpack` on it first")
     kind = getattr(comfy.sd.CLIPType, clip_type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
     files = [str(path) for path in paths]
     options = _text_encoder_options(request)
@@ -196,6 +205,18 @@ def reload_diffusion_model(path: str, options: dict[str, Any], disable_dynamic: 
     """
     weights, metadata = _compat.read_torch_file(path)
     return _diffusion_model(path, weights, metadata, options, is_classic=True)
+
+
+def reload_packed(path: str, options: dict[str, Any], disable_dynamic: bool = True) -> Any:
+    """A fresh copy of a diffusion model whose file is packed, classic; also for the host's clones on other devices.
+
+    Raises:
+        ModelFileError: the file is damaged, or no diffusion model that the host knows.
+    """
+    weights, metadata = read_packed(path)
+    patcher = _diffusion_model(path, weights, metadata, {**options, "custom_operations": operations()}, is_classic=True)
+    patcher.cached_patcher_init = (reload_packed, (path, options))
+    return patcher
 
 
 def _diffusion_model(

@@ -270,8 +270,8 @@ class PlacedPatcher(ModelPatcher):  # type: ignore[misc]  # the host's classes a
     def _require_dense(self) -> None:
         if any(map(_weights.is_packed, self.model.parameters())):
             raise HostError(
-                f"{type(self.model).__name__}: weights that are GGUF blocks cannot be saved as a checkpoint; save the "
-                "model from a file that is not quantised"
+                f"{type(self.model).__name__}: w3 weights and GGUF blocks cannot be saved as a checkpoint; save the "
+                "model from a file that is not packed"
             )
 
     def _require_written(self) -> None:

@@ -18,6 +18,11 @@ PARAMETERS = ("weight", "bias")
 GGUF_LAYOUT = "TorchspanGgufLayout"
 """Name under which the layout of GGUF blocks is registered with the host."""
 
+W3_LAYOUT = "TorchspanW3Layout"
+"""Name of the layout of packed bf16."""
+
+_OWN_LAYOUTS = frozenset({GGUF_LAYOUT, W3_LAYOUT})
+
 Patches = Mapping[str, list[Any]]
 
 
@@ -138,12 +143,12 @@ def has_foreign_functions(layer: nn.Module) -> bool:
 
 def is_packed(weight: Any) -> bool:
     """Whether a weight is stored as blocks that only dequantisation can read."""
-    return isinstance(weight, PackedTensor) or (hasattr(weight, "_qdata") and weight._layout_cls == GGUF_LAYOUT)
+    return isinstance(weight, PackedTensor) or (hasattr(weight, "_qdata") and weight._layout_cls in _OWN_LAYOUTS)
 
 
 def is_quantised(weight: Any) -> bool:
     """Whether a weight is stored in a quantised layout of the host's own (fp8, int8, nvfp4 and others)."""
-    return hasattr(weight, "_qdata") and weight._layout_cls != GGUF_LAYOUT
+    return hasattr(weight, "_qdata") and weight._layout_cls not in _OWN_LAYOUTS
 
 
 def dense(weight: torch.Tensor) -> torch.Tensor:

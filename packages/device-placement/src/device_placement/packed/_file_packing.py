@@ -18,7 +18,7 @@ from device_placement.packed._codec import encode
 from device_placement.packed._errors import PackedError
 from device_placement.packed._file import FORMAT, METADATA_KEY, SUFFIX, VERSION, PackedFile, Stored
 from device_placement.packed._format import LAST_BASE, MOST_ESCAPES, Layout
-from device_placement.packed._sizes import is_worth_packing
+from device_placement.packed._sizes import LEAST_WEIGHTS, is_worth_packing
 from device_placement.packed._tensor import PackedWeight
 
 Progress = Callable[[int, int], None]
@@ -50,6 +50,7 @@ def pack_file(
     source: str | Path,
     target: str | Path,
     *,
+    least_weights: int = LEAST_WEIGHTS,
     encode_on: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> FileReport:
@@ -61,6 +62,7 @@ def pack_file(
     Args:
         source: a safetensors file.
         target: the new file.
+        least_weights: smaller tensors stay dense.
         encode_on: device that packs.
         progress: called after each tensor.
 
@@ -75,7 +77,9 @@ def pack_file(
         if METADATA_KEY in header.metadata:
             raise PackedError(f"{source} is packed already; unpack it first to pack it again")
         candidates = [
-            name for name, info in header.tensors.items() if is_worth_packing(info.shape, info.dtype, info.size_bytes)
+            name
+            for name, info in header.tensors.items()
+            if is_worth_packing(info.shape, info.dtype, info.size_bytes, least_weights=least_weights)
         ]
         for name in candidates:
             if name + SUFFIX in header.tensors:
