@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
-from block_discovery import SafetensorsHeader, read_safetensors_header
+from block_discovery import SafetensorsHeader, open_regular, read_safetensors_header
 from device_placement.packed._errors import DamagedPackError, PackedError
 from device_placement.packed._format import Layout, check_buffer
 from device_placement.packed._tensor import PackedWeight
@@ -65,7 +65,9 @@ class PackedFile(Mapping[str, Tensor]):
 
     Raises:
         HeaderError: it is not safetensors, or damaged.
-        PackedError: it is not a regular file, or its packed tensors are of a later version.
+        NotRegularFileError: it is a folder, a pipe or a device.
+        ChangedFileError: it was replaced while it was opened.
+        PackedError: its packed tensors are of a later version.
         DamagedPackError: header and metadata contradict each other, or the file is too short.
         OSError: it cannot be opened.
     """
@@ -77,7 +79,7 @@ class PackedFile(Mapping[str, Tensor]):
         self.metadata = MappingProxyType({k: v for k, v in self.header.metadata.items() if k != METADATA_KEY})
         # The name of each tensor in the file.
         self._names = {self._source_name(name): name for name in self.header.tensors}
-        self._file: BufferedReader = self.path.open("rb")
+        self._file = cast(BufferedReader, open_regular(self.path, stamp=self.header.stamp))
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self.stored.get(name)
@@ -156,12 +158,10 @@ def read_header(path: Path) -> SafetensorsHeader:
 
     Raises:
         HeaderError: it is not safetensors, or damaged.
-        PackedError: it is not a regular file.
+        NotRegularFileError: it is a folder, a pipe or a device.
         DamagedPackError: its end is missing.
         OSError: it cannot be opened.
     """
-    if path.exists() and not path.is_file():
-        raise PackedError(f"{path} is not a regular file; name a safetensors file")
     header = read_safetensors_header(path)
     if header.missing_bytes:
         raise DamagedPackError(
