@@ -102,7 +102,7 @@ def test_the_demo_as_a_person_would_run_it(tmp_path: Path, capsys: pytest.Captur
     (told,) = re.findall(r"^relative difference to the single process: (.*)$", done.out, flags=re.MULTILINE)
     assert 0.0 <= float(told) <= 1e-6
     assert "weights by file, 2 workers hold" in done.out
-    assert "0.0 MiB of it their own" in done.out
+    assert "0 bytes of it private to one" in done.out
     assert "2 workers ........ " in done.out
     assert re.search(r"sent up to \d+\.\d\d MiB, exactly as the cost model counts", done.out), done.out
     assert re.search(r"predicted for 2 devices .*: [\d.]+ ms a step, 1\.\d\d x as fast", done.out), done.out

@@ -60,7 +60,7 @@ HOST_MODULES = frozenset(
 )
 HOST_FILES: tuple[str, ...] = ("comfy_nodes/host/*.py",)
 FLAT_FOLDERS: tuple[str, ...] = ("examples", "tests-integration", "tools", "tools/bench")
-CIRCLES_LEFT: frozenset[str] = frozenset({"ray_parallel"})
+CIRCLES_LEFT: frozenset[str] = frozenset()
 """Members whose modules still import one another in a circle; a member without one may not stand here."""
 MODULES_OF: dict[str, frozenset[str]] = {"torch": frozenset({"torch", "triton"}), "pillow": frozenset({"PIL"})}
 """Distributions whose import names differ from their own; torch's Linux wheels bring triton."""

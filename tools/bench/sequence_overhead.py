@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ray_parallel.sequence import Attn, Comm, Plan, Region, Seq, ThreadComm, parallelize, run_threads
-from ray_parallel.sequence._catch import SdpaMode
+from ray_parallel.sequence.running._catch import SdpaMode
 
 PLAN = Plan(
     regions=[

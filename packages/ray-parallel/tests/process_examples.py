@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from ray_parallel.workers._processes import Process, process
+from ray_parallel.workers.cluster._processes import Process, process
 
 HOLD = "import sys; held = bytearray(int(sys.argv[1])); print(flush=True); sys.stdin.read()"
 STUBBORN = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); sys.stdin.read()"

@@ -116,9 +116,9 @@ def test_one_worker_needs_no_plan(cluster: Cluster, file: Path, expected: torch.
 @pytest.mark.parametrize(
     ("plan", "kind", "reason"),
     [
-        (FORGETFUL, "ray_parallel._errors.ClosedWorldError", "shift"),
-        (MISNAMED, "ray_parallel._errors.PlanError", "layers"),
-        (NEARSIGHTED, "ray_parallel._errors.CanaryError", "differs"),
+        (FORGETFUL, "ray_parallel.sequence.plan._errors.ClosedWorldError", "shift"),
+        (MISNAMED, "ray_parallel.sequence.plan._errors.PlanError", "layers"),
+        (NEARSIGHTED, "ray_parallel.sequence.running._canary.CanaryError", "differs"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(cluster: Cluster, file: Path, plan: Plan, kind: str, reason: str) -> None:

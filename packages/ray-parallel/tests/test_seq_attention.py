@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ray_parallel.sequence import Layout, PlanError, ThreadComm, run_threads
-from ray_parallel.sequence._attention import Call, Kind, Mesh, attend
-from ray_parallel.sequence._exchange import gather
-from ray_parallel.sequence._softmax import Part, partial_attention
+from ray_parallel.sequence.ranks._exchange import gather
+from ray_parallel.sequence.running._attention import Call, Kind, Mesh, attend
+from ray_parallel.sequence.running._softmax import Part, partial_attention
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 few = settings(max_examples=25, deadline=None)
@@ -224,7 +224,7 @@ def test_rows_that_are_masked_with_the_smallest_number_average_all_keys(kind: Ki
 
 
 def test_values_may_be_wider_than_keys_and_rows_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_parallel.sequence._softmax._SCORES_AT_ONCE", 64)
+    monkeypatch.setattr("ray_parallel.sequence.running._softmax._SCORES_AT_ONCE", 64)
     q, k, v = torch.randn(1, 2, 9, 4), torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 6)
     mask = torch.rand(1, 1, 9, 7) > 0.3
     mask[:, :, 3] = False

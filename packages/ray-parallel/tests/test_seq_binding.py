@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ray_parallel.sequence._binding import Signature
+from ray_parallel.sequence.plan._binding import Signature
 
 
 class Starred(nn.Module):

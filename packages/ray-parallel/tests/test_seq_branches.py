@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_parallel.sequence._branches import length_branches
+from ray_parallel.sequence.deriving._branches import length_branches
 
 
 class Branch(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ray_parallel.sequence import Attn, Grid, Plan, PlanError, Region, Seq, ThreadComm, parallelize, run_threads
-from ray_parallel.sequence._catch import override
+from ray_parallel.sequence.running._catch import override
 
 JOINT = ("txt", "img")
 

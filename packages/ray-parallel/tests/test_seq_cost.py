@@ -32,7 +32,7 @@ from ray_parallel.sequence import (
     predict,
     run_threads,
 )
-from ray_parallel.sequence._cost import busiest_share, calls_of
+from ray_parallel.sequence.predicting._cost import busiest_share, calls_of
 
 WAN = Workload(tokens=32760, heads=40, head_dim=128, layers=40, forward_seconds=12.0)
 """Wan 14B at 832 x 480 with 81 frames: 21 x 30 x 52 tokens."""

@@ -11,7 +11,7 @@ from seq_core_models import IMAGE, Image, filled, image_inputs
 from torch import Tensor
 
 from ray_parallel.sequence import Kind, ThreadComm, parallelize, run_threads
-from ray_parallel.sequence._softmax import partial_attention
+from ray_parallel.sequence.running._softmax import partial_attention
 
 pytestmark = [
     pytest.mark.gpu,

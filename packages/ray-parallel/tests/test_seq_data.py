@@ -14,7 +14,7 @@ from seq_core_models import random
 from torch import Tensor
 
 from ray_parallel.sequence import PreflightError, SplitError, ThreadComm, data_split, run_threads
-from ray_parallel.sequence._data import step_noise
+from ray_parallel.sequence.comfyui._data_split import step_noise
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, s_churn: float = 0.0) -> None:

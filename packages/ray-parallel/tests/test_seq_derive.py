@@ -36,9 +36,9 @@ from ray_parallel.sequence import (
     parallelize,
     run_threads,
 )
-from ray_parallel.sequence._derive import proposals
-from ray_parallel.sequence._planfile import verify
-from ray_parallel.sequence._probe import trace
+from ray_parallel.sequence.deriving._derive import proposals
+from ray_parallel.sequence.deriving._planfile import verify
+from ray_parallel.sequence.deriving._probe import trace
 
 
 def only_region(probe: Probe) -> Region:

@@ -30,8 +30,8 @@ from ray_parallel.sequence import (
     parallelize,
     run_threads,
 )
-from ray_parallel.sequence._catch import Caught
-from ray_parallel.sequence._rules import Forward, Frame, run_rule
+from ray_parallel.sequence.running._catch import Caught
+from ray_parallel.sequence.running._rules import Forward, Frame, run_rule
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Build = Callable[[], nn.Module]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ray_parallel.sequence import Layout, ThreadComm, run_threads
-from ray_parallel.sequence._exchange import from_heads, gather, to_heads
-from ray_parallel.sequence._layout import cuts
+from ray_parallel.sequence.ranks._exchange import from_heads, gather, to_heads
+from ray_parallel.sequence.ranks._layout import cuts
 
 few = settings(deadline=None, max_examples=40)  # every example starts threads
 

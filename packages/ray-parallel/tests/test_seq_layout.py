@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_parallel.sequence import Layout, PlanError
-from ray_parallel.sequence._layout import cuts
+from ray_parallel.sequence.ranks._layout import cuts
 
 STREAMS = ("txt", "img", "ref")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_parallel.sequence import PreflightError, run_threads
-from ray_parallel.sequence._preflight import describe, preflight
+from ray_parallel.sequence.ranks._preflight import describe, preflight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ray_parallel.sequence import Attn, Compressed, DeriveError, Plan, Ranges, Rows, Seq
-from ray_parallel.sequence._derive import MOST_PROPOSALS, proposals
-from ray_parallel.sequence._probe import Form, Path, Seen, Trace
+from ray_parallel.sequence.deriving._derive import MOST_PROPOSALS, proposals
+from ray_parallel.sequence.deriving._probe import Form, Path, Seen, Trace
 
 TOKENS = (11, 17, 29)
 TEXT = (5, 7, 3)

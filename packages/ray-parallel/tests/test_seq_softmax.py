@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ray_parallel.sequence import PlanError
-from ray_parallel.sequence import _softmax as module
-from ray_parallel.sequence._softmax import Part, partial_attention, without_drowned
+from ray_parallel.sequence.running import _softmax as module
+from ray_parallel.sequence.running._softmax import Part, partial_attention, without_drowned
 
 unhurried = settings(deadline=None, max_examples=40)
 

@@ -9,7 +9,7 @@ import seq_probes
 from seq_core_models import Video, filled, random, video_inputs
 from torch import Tensor, nn
 
-from ray_parallel.sequence._probe import block_lists, trace
+from ray_parallel.sequence.deriving._probe import block_lists, trace
 
 
 def test_a_trace_tells_lengths_and_attention() -> None:

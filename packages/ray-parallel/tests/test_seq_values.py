@@ -24,7 +24,7 @@ from ray_parallel.sequence import (
     Seq,
     run_threads,
 )
-from ray_parallel.sequence._values import Deferred, cut, layout_of, put_together, settled
+from ray_parallel.sequence.running._values import Deferred, cut, layout_of, put_together, settled
 
 unhurried = settings(deadline=None)  # other work on the machine is no failure
 

@@ -11,7 +11,7 @@ import torch
 from shared_examples import write_file
 
 from ray_parallel.workers import Share, SharedWeights, SharingReport
-from ray_parallel.workers._sharing import measure
+from ray_parallel.workers.weights._sharing import measure
 
 SMAPS = """\
 10000-30000 rw-p 00000000 00:1b 50    /models/a file.safetensors
@@ -80,7 +80,7 @@ def test_copies_are_what_all_hold_over_what_one_touches() -> None:
 def test_a_report_reads_as_a_sentence() -> None:
     half = Share(resident_bytes=2 << 20, proportional_bytes=1 << 20, own_bytes=0)
     told = str(SharingReport(mode="file", weights_bytes=2 << 20, shares=(half, half)))
-    assert told == "2.0 MiB of weights by file, 2 workers hold 2.0 MiB together (1.00 copies), 0.0 MiB of it their own"
+    assert told == "2 MiB of weights by file, 2 workers hold 2 MiB together (1.00 copies), 0 bytes of it private to one"
     assert "not measured" in str(SharingReport(mode="store", weights_bytes=1, shares=()))
 
 

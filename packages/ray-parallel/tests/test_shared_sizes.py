@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_parallel.workers import InvalidRequestError, ObjectStoreSizeError
-from ray_parallel.workers._sizes import (
+from ray_parallel.workers.weights._sizes import (
     GIB,
     MIB,
     SMALLEST_STORE_BYTES,
@@ -17,7 +17,7 @@ from ray_parallel.workers._sizes import (
     shm_free_bytes,
     store_size,
 )
-from ray_parallel.workers._store import StoreRoom
+from ray_parallel.workers.weights._store import StoreRoom
 
 ROOMY = 1 << 50
 
@@ -65,7 +65,7 @@ def test_a_store_without_weights_needs_no_shared_memory() -> None:
     size = store_size(0, 0.0, shm_bytes=64 * MIB, disk_bytes=ROOMY, memory_bytes=ROOMY)
     assert not size.in_shared_memory
     assert store_size(0, 0.0, shm_bytes=ROOMY, disk_bytes=0, memory_bytes=ROOMY).in_shared_memory
-    with pytest.raises(ObjectStoreSizeError, match=r"/dev/shm has 64.0 MiB.*from a file .*--shm-size"):
+    with pytest.raises(ObjectStoreSizeError, match=r"/dev/shm has 64 MiB.*from a file .*--shm-size"):
         store_bytes(GIB, 0.0, shm=64 * MIB)
 
 
@@ -73,13 +73,13 @@ def test_a_refusal_names_numbers_and_remedy() -> None:
     with pytest.raises(ObjectStoreSizeError) as small:
         store_bytes(20 * GIB, 2.0)
     assert str(small.value) == (
-        "the weights in the object store need 21.18 GiB but ray_object_store_gb = 2 has 2.00 GiB; nothing was loaded, "
+        "the weights in the object store need 21.2 GiB but ray_object_store_gb = 2 has 2 GiB; nothing was loaded, "
         "and nothing is spilled to disk; set ray_object_store_gb to 0 to have it computed, or load the model from a "
         "file, which needs none"
     )
-    with pytest.raises(ObjectStoreSizeError, match=r"/dev/shm has 4.00 GiB.*load the model from a file"):
+    with pytest.raises(ObjectStoreSizeError, match=r"/dev/shm has 4 GiB.*load the model from a file"):
         store_bytes(20 * GIB, 0.0, shm=4 * GIB)
-    with pytest.raises(ObjectStoreSizeError, match=r"the memory of this machine has 16.00 GiB"):
+    with pytest.raises(ObjectStoreSizeError, match=r"the memory of this machine has 16 GiB"):
         store_bytes(20 * GIB, 0.0, memory=16 * GIB)
 
 
@@ -90,7 +90,7 @@ def test_a_senseless_request_is_refused(asked: float) -> None:
 
 
 def test_a_request_for_next_to_nothing_is_none_for_what_is_needed() -> None:
-    with pytest.raises(ObjectStoreSizeError, match=r"commands and latents in the object store need 80\.0 MiB"):
+    with pytest.raises(ObjectStoreSizeError, match=r"commands and latents in the object store need 80 MiB"):
         store_bytes(0, 1e-12)
 
 

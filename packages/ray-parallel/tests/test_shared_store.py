@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from shared_examples import FLOATS, WHOLES, every_type, random_bits, same_bits
 
 from ray_parallel.workers import OpenWeights, SharedWeights, SharedWriteError, StoreRoom, WeightsError
-from ray_parallel.workers._cluster import _ray_environment
-from ray_parallel.workers._store import describe_tensors
+from ray_parallel.workers.cluster._cluster import _ray_environment
+from ray_parallel.workers.weights._store import describe_tensors
 
 
 def opened(tensors: dict[str, torch.Tensor]) -> OpenWeights:

@@ -17,9 +17,9 @@ from ray_parallel._in_worker import Built, build, sample
 from ray_parallel._run import FLOW_EULER
 from ray_parallel.sequence import PlanError, UnknownModelError
 from ray_parallel.workers import InvalidRequestError, SharedWeights, WeightsError, WorkerContext
-from ray_parallel.workers._cluster import _ray_environment
-from ray_parallel.workers._versions import versions
-from ray_parallel.workers._worker import Worker
+from ray_parallel.workers.cluster._cluster import _ray_environment
+from ray_parallel.workers.group._versions import versions
+from ray_parallel.workers.group._worker import Worker
 
 
 def done(record: dict[str, Any]) -> Any:
@@ -126,7 +126,7 @@ def test_a_step_that_is_none_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("how", "kind", "refused"),
-    [("raise", "builtins.ZeroDivisionError", False), ("refuse", "ray_parallel._errors.PlanError", True)],
+    [("raise", "builtins.ZeroDivisionError", False), ("refuse", "ray_parallel.sequence.plan._errors.PlanError", True)],
 )
 def test_what_a_function_raises_is_told(how: str, kind: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: None)  # there is nobody to talk to

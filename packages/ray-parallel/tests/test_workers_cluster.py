@@ -27,7 +27,7 @@ from ray_parallel.workers import (
     connect_cluster,
     start_cluster,
 )
-from ray_parallel.workers._processes import Process, descendants
+from ray_parallel.workers.cluster._processes import Process, descendants
 
 pytestmark = [
     pytest.mark.slow,
@@ -155,7 +155,7 @@ def test_a_group_works_on_a_cluster_that_it_did_not_start(running: Cluster) -> N
 def test_the_store_refuses_what_it_cannot_hold_before_anything_is_copied(running: Cluster) -> None:
     assert running.folder is not None
     before = disk_bytes(running.folder)
-    with pytest.raises(ObjectStoreSizeError, match=r"the weights need 128.0 MiB but the object store of 102.4 MiB has"):
+    with pytest.raises(ObjectStoreSizeError, match=r"the weights need 128 MiB but the object store of 102 MiB has"):
         SharedWeights.from_tensors({"a": torch.zeros(32 << 20)}, room=running.room)
     assert running.room.taken_bytes == 0
     # Ray left to itself would have written them to the disk, full or not.

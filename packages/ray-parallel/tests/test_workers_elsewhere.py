@@ -13,10 +13,10 @@ import torch
 from shared_examples import write_file
 
 from ray_parallel.workers import SharedWeights
-from ray_parallel.workers._folder import ClusterFolder, remove_left_behind
-from ray_parallel.workers._processes import descendants, end
-from ray_parallel.workers._sharing import measure
-from ray_parallel.workers._sizes import memory_free_bytes, shm_free_bytes
+from ray_parallel.workers.cluster._folder import ClusterFolder, remove_left_behind
+from ray_parallel.workers.cluster._processes import descendants, end
+from ray_parallel.workers.weights._sharing import measure
+from ray_parallel.workers.weights._sizes import memory_free_bytes, shm_free_bytes
 
 elsewhere = pytest.mark.parametrize("platform", ["darwin", "win32"])
 

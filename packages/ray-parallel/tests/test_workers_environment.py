@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_parallel.workers import ClusterError, InvalidRequestError, connect_cluster
-from ray_parallel.workers import _cluster as module
-from ray_parallel.workers._folder import ClusterFolder
-from ray_parallel.workers._processes import descendants, end
-from ray_parallel.workers._starting import LateStartError, patient_start
+from ray_parallel.workers.cluster import _cluster as module
+from ray_parallel.workers.cluster._folder import ClusterFolder
+from ray_parallel.workers.cluster._processes import descendants, end
+from ray_parallel.workers.cluster._starting import LateStartError, patient_start
 
 NAMES = sorted(module._ENVIRONMENT)
 settings = st.dictionaries(st.sampled_from([*NAMES, "RAY_OTHER", "PYTHONBREAKPOINT"]), st.sampled_from("abc"))

@@ -36,7 +36,7 @@ from ray_parallel.workers import (
     WorkerGroup,
     WorkerRaisedError,
 )
-from ray_parallel.workers._processes import Process
+from ray_parallel.workers.cluster._processes import Process
 
 __all__ = ["cluster"]
 
@@ -84,7 +84,7 @@ def require_recovered(group: WorkerGroup, before: tuple[Process, ...], generatio
         ("kill", 0, WorkerDiedError, "died: it was killed, ran out of memory or crashed"),
         ("kill", 1, WorkerDiedError, "died: it was killed, ran out of memory or crashed"),
         ("raise", 0, WorkerRaisedError, "raised builtins.ZeroDivisionError: the worker divided by nothing"),
-        ("refuse", 1, RunRefusedError, "raised ray_parallel._errors.PlanError: the plan does not fit"),
+        ("refuse", 1, RunRefusedError, "raised ray_parallel.sequence.plan._errors.PlanError: the plan does not fit"),
     ],
 )
 def test_one_worker_fails_in_the_middle_of_a_step(

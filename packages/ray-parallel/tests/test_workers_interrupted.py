@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ray_parallel.workers import GroupOptions, WorkerGroup, start_cluster
-from ray_parallel.workers._processes import Process, descendants
+from ray_parallel.workers.cluster._processes import Process, descendants
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,7 +28,7 @@ DRIVER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from ray_parallel.workers import GroupOptions, Recipe, WorkerGroup, start_cluster
-from ray_parallel.workers._processes import descendants
+from ray_parallel.workers.cluster._processes import descendants
 import os
 with start_cluster(workers=2) as cluster, WorkerGroup(cluster, Recipe(factory="worker_tasks:build")) as group:
     group.start()
@@ -39,8 +39,9 @@ with start_cluster(workers=2) as cluster, WorkerGroup(cluster, Recipe(factory="w
 
 CLOSER = """
 import os, sys
-from ray_parallel.workers import _cluster, start_cluster
-from ray_parallel.workers._processes import descendants
+from ray_parallel.workers import start_cluster
+from ray_parallel.workers.cluster import _cluster
+from ray_parallel.workers.cluster._processes import descendants
 def interrupted(*processes, **patience):
     raise KeyboardInterrupt
 _cluster.end = interrupted

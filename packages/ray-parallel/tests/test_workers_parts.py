@@ -23,13 +23,13 @@ from ray_parallel.workers import (
     WorkerContext,
     resolve,
 )
-from ray_parallel.workers import _cuda as cuda
-from ray_parallel.workers._actors import python_path
-from ray_parallel.workers._context import StoppedAtStep
-from ray_parallel.workers._devices import pin
-from ray_parallel.workers._rendezvous import join_meeting, open_meeting, split_address
-from ray_parallel.workers._versions import differences, versions
-from ray_parallel.workers._worker import Worker
+from ray_parallel.workers.cluster._rendezvous import join_meeting, open_meeting, split_address
+from ray_parallel.workers.group import _cuda as cuda
+from ray_parallel.workers.group._actors import python_path
+from ray_parallel.workers.group._context import StoppedAtStep
+from ray_parallel.workers.group._devices import pin
+from ray_parallel.workers.group._versions import differences, versions
+from ray_parallel.workers.group._worker import Worker
 
 GPUS = [f"GPU-{letter}" for letter in "abcd"]
 

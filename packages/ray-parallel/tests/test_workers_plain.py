@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shared_examples import every_type, same_bits
 
 from ray_parallel.workers import InvalidRequestError
-from ray_parallel.workers._plain import decode, encode, require_plain
+from ray_parallel.workers.weights._plain import decode, encode, require_plain
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 plain = st.recursive(

@@ -8,7 +8,7 @@ import sys
 import pytest
 from process_examples import HOLD, PARENT, STUBBORN, running
 
-from ray_parallel.workers._processes import Process, descendants, end, process
+from ray_parallel.workers.cluster._processes import Process, descendants, end, process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are read from /proc")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_parallel.workers._protect import protect
+from ray_parallel.workers.weights._protect import protect
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pages are protected on Linux")
 

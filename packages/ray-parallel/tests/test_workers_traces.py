@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from process_examples import HOLD, running
 
-from ray_parallel.workers import _folder
-from ray_parallel.workers._folder import ClusterFolder, remove_left_behind
-from ray_parallel.workers._processes import Process, Watcher, descendants, process
+from ray_parallel.workers.cluster import _folder
+from ray_parallel.workers.cluster._folder import ClusterFolder, remove_left_behind
+from ray_parallel.workers.cluster._processes import Process, Watcher, descendants, process
 
 OWNER = """
 import sys, time

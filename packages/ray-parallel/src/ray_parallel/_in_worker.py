@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ray_parallel.sequence import GroupComm, Kind, Parallel, Plan, parallelize
 from ray_parallel.sequence.plans import plan_for
 from ray_parallel.workers import InvalidRequestError, OpenWeights, WeightsError, WorkerContext, resolve
-from ray_parallel.workers._plain import tensor_bytes
+from ray_parallel.workers.weights._plain import tensor_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from ray_parallel.workers import (
     WorkerGroup,
     start_cluster,
 )
-from ray_parallel.workers._names import require_name
+from ray_parallel.workers.group._names import require_name
 
 _IN_WORKER = "ray_parallel._in_worker"
 FLOW_EULER = "ray_parallel._loop:flow_euler"

@@ -5,50 +5,37 @@ Needs torch.distributed only.
 May import: _errors.
 """
 
-from ray_parallel._errors import (
-    CanaryError,
+from ray_parallel._errors import ParallelError
+from ray_parallel.sequence.comfyui._cfg_split import SplitError, batch_split, cfg_split
+from ray_parallel.sequence.comfyui._data_split import data_split
+from ray_parallel.sequence.comfyui._timestep import process_usp_timestep
+from ray_parallel.sequence.deriving._derive import DeriveError
+from ray_parallel.sequence.deriving._planfile import Derived, check_plan, derive_plan
+from ray_parallel.sequence.deriving._probe import Probe
+from ray_parallel.sequence.plan._errors import ClosedWorldError, PlanError
+from ray_parallel.sequence.plan._kernels import MaskKernel
+from ray_parallel.sequence.plan._plan import Attn, Compressed, Control, Grid, Opaque, Plan, Ranges, Region, Rows, Seq
+from ray_parallel.sequence.plan._registry import (
     ChangedModelError,
-    ClosedWorldError,
-    CommError,
-    DeriveError,
-    NotWorthItError,
-    ParallelError,
-    PlanError,
-    PreflightError,
+    Entry,
     RefusedModelError,
-    SplitError,
-    UncutAttentionError,
     UnknownModelError,
+    find,
+    name_of,
+    signature_of,
 )
-from ray_parallel.sequence._attention import Kind, Mesh
-from ray_parallel.sequence._auto import Prediction, auto, predict
-from ray_parallel.sequence._canary import canary
-from ray_parallel.sequence._cfg import batch_split, cfg_split
-from ray_parallel.sequence._comm import Comm, GroupComm, Traffic
-from ray_parallel.sequence._cost import Link, Workload, forward_bytes, joining_bytes
-from ray_parallel.sequence._data import data_split
-from ray_parallel.sequence._engine import Parallel
-from ray_parallel.sequence._layout import Layout
-from ray_parallel.sequence._parallelize import injection, parallelize
-from ray_parallel.sequence._plan import (
-    Attn,
-    Compressed,
-    Control,
-    Grid,
-    Opaque,
-    Plan,
-    Ranges,
-    Region,
-    Rows,
-    Seq,
-)
-from ray_parallel.sequence._planfile import Derived, check_plan, derive_plan
-from ray_parallel.sequence._probe import Probe
-from ray_parallel.sequence._registry import Entry, find, name_of, signature_of
-from ray_parallel.sequence._rules import MaskKernel
-from ray_parallel.sequence._team import ThreadTeam, run_threads
-from ray_parallel.sequence._threads import ThreadComm
-from ray_parallel.sequence._timestep import process_usp_timestep
+from ray_parallel.sequence.predicting._choice import NotWorthItError, Prediction, auto, predict
+from ray_parallel.sequence.predicting._cost import Link, Workload, forward_bytes, joining_bytes
+from ray_parallel.sequence.ranks._comm import Comm, CommError, GroupComm, Traffic
+from ray_parallel.sequence.ranks._layout import Layout
+from ray_parallel.sequence.ranks._preflight import PreflightError
+from ray_parallel.sequence.ranks._team import ThreadTeam, run_threads
+from ray_parallel.sequence.ranks._threads import ThreadComm
+from ray_parallel.sequence.running._attention import Kind, Mesh
+from ray_parallel.sequence.running._canary import CanaryError, canary
+from ray_parallel.sequence.running._engine import Parallel
+from ray_parallel.sequence.running._parallelize import injection, parallelize
+from ray_parallel.sequence.running._rules import UncutAttentionError
 
 __all__ = [
     "Attn",

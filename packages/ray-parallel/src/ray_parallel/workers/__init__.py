@@ -5,37 +5,33 @@ Importing this package imports torch but not ray; ray is imported when a cluster
 May import: _errors.
 """
 
-from ._call import Progress
-from ._cluster import Cluster, connect_cluster, start_cluster
-from ._context import WorkerContext
-from ._errors import (
+from ray_parallel.workers._errors import InvalidRequestError, WorkersError
+from ray_parallel.workers.cluster._cluster import Cluster, connect_cluster, start_cluster
+from ray_parallel.workers.cluster._errors import ClusterError, PortTakenError
+from ray_parallel.workers.group._call import Progress
+from ray_parallel.workers.group._context import WorkerContext
+from ray_parallel.workers.group._errors import (
     CancelledError,
-    ClusterError,
     DeadlineExceededError,
     GpuIndexError,
     GroupStateError,
-    InvalidRequestError,
-    ObjectStoreSizeError,
-    PortTakenError,
     RanksDisagreeError,
     RunRefusedError,
-    SharedWriteError,
     VersionMismatchError,
-    WeightsError,
     WorkerDiedError,
     WorkerFailure,
     WorkerRaisedError,
-    WorkersError,
 )
-from ._files import FileStamp
-from ._group import WorkerGroup
-from ._layout import TensorSlot, WeightsLayout
-from ._names import resolve
-from ._open import OpenWeights
-from ._options import GroupOptions, Recipe
-from ._shared import SharedWeights
-from ._sharing import Share, SharingReport
-from ._store import StoreRoom
+from ray_parallel.workers.group._group import WorkerGroup
+from ray_parallel.workers.group._names import resolve
+from ray_parallel.workers.group._options import GroupOptions, Recipe
+from ray_parallel.workers.weights._errors import ObjectStoreSizeError, SharedWriteError, WeightsError
+from ray_parallel.workers.weights._files import FileStamp
+from ray_parallel.workers.weights._layout import TensorSlot, WeightsLayout
+from ray_parallel.workers.weights._open import OpenWeights
+from ray_parallel.workers.weights._shared import SharedWeights
+from ray_parallel.workers.weights._sharing import Share, SharingReport
+from ray_parallel.workers.weights._store import StoreRoom
 
 __all__ = [
     "CancelledError",

@@ -3,7 +3,7 @@
 Neither host is imported. A model is recognised by its class and by what its blocks take; one that is unknown, or has
 changed since its plan was written, is refused.
 
-May import: _plan, _registry.
+May import: plan.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from ray_parallel._errors import RefusedModelError
-from ray_parallel.sequence._registry import Entry, find, name_of
+from ray_parallel.sequence.plan._registry import Entry, RefusedModelError, find, name_of
 from ray_parallel.sequence.plans._comfyui import COMFYUI, COMFYUI_REFUSED
 from ray_parallel.sequence.plans._diffusers import DIFFUSERS, DIFFUSERS_REFUSED
 
@@ -44,7 +43,7 @@ def plan_for(model: nn.Module) -> Entry:
     Examples:
         >>> plan_for(nn.Linear(2, 2))
         Traceback (most recent call last):
-        ray_parallel._errors.UnknownModelError: no plan is known for torch.nn.modules.linear.Linear; known are: ...
+        ray_parallel.sequence.plan._registry.UnknownModelError: no plan is known for torch.nn.modules...
     """
     name = name_of(model)
     if name in REFUSED:

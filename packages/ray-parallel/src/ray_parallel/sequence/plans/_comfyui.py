@@ -8,8 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_parallel.sequence._plan import Attn, Compressed, Control, Grid, Opaque, Plan, Ranges, Region, Rows, Seq, Spec
-from ray_parallel.sequence._registry import Entry
+from ray_parallel.sequence.plan._plan import (
+    Attn,
+    Compressed,
+    Control,
+    Grid,
+    Opaque,
+    Plan,
+    Ranges,
+    Region,
+    Rows,
+    Seq,
+    Spec,
+)
+from ray_parallel.sequence.plan._registry import Entry
 
 TEXT, IMAGE, VIDEO, ALL = Seq("txt"), Seq("img"), Seq("video"), Seq("all")
 JOINT = ("txt", "img")

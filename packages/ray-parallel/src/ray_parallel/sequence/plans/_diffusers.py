@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ray_parallel.sequence._plan import Attn, Plan, Ranges, Region, Rows, Seq, Streams
-from ray_parallel.sequence._registry import Entry
+from ray_parallel.sequence.plan._plan import Attn, Plan, Ranges, Region, Rows, Seq, Streams
+from ray_parallel.sequence.plan._registry import Entry
 
 TEXT, IMAGE, VIDEO = Seq("txt"), Seq("img"), Seq("video")
 

@@ -1,0 +1,4 @@
+"""Splits that need no plan, as wrappers of ComfyUI's sampling.
+
+May import: plan, ranks, running.
+"""

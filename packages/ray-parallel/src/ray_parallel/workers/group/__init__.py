@@ -1,0 +1,4 @@
+"""Workers that work on one call together, supervised.
+
+May import: _errors, cluster, weights.
+"""
