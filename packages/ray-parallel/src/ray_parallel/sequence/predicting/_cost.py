@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_parallel.sequence.plan._errors import PlanError
-from ray_parallel.sequence.ranks._layout import cuts
-from ray_parallel.sequence.running._attention import Kind
+from ray_parallel.sequence.ranks._layout import Shares, checked_shares, cuts
+from ray_parallel.sequence.running._attention import Kind, head_spans, shares_of_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,13 @@ class Workload:
 
 
 def forward_bytes(
-    work: Workload, kind: Kind, ranks: int, *, ulysses: int | None = None, rank: int | None = None
+    work: Workload,
+    kind: Kind,
+    ranks: int,
+    *,
+    ulysses: int | None = None,
+    rank: int | None = None,
+    shares: Sequence[float] | None = None,
 ) -> int:
     """Bytes that a rank sends for the attention of one forward.
 
@@ -89,19 +95,21 @@ def forward_bytes(
         ranks: that share one forward.
         ulysses: neighbours of a group, for "usp".
         rank: the one asked about; None: the one that sends most.
+        shares: how much of tokens and heads each rank gets; None: equal parts.
 
     Raises:
-        PlanError: `ulysses` does not go with the kind or the ranks.
+        PlanError: `ulysses` does not go with the kind or the ranks, or the shares do not go with the ranks.
     """
     neighbours = _neighbours(kind, ranks, ulysses)
+    parts = checked_shares(shares, ranks)
     asked = range(ranks) if rank is None else (rank,)
-    elements = max(_layer_elements(work, kind, ranks, neighbours, place) for place in asked)
+    elements = max(_layer_elements(work, kind, ranks, neighbours, place, parts) for place in asked)
     return elements * work.head_dim * work.layers * work.batch * work.element_bytes
 
 
-def joining_bytes(work: Workload, ranks: int, *, rank: int = 0) -> int:
+def joining_bytes(work: Workload, ranks: int, *, rank: int = 0, shares: Sequence[float] | None = None) -> int:
     """Bytes that a rank sends to put the tokens together once, after the last block."""
-    own = _sizes(work.tokens, ranks)[rank]
+    own = _sizes(work.tokens, ranks, checked_shares(shares, ranks))[rank]
     return own * work.width * (ranks - 1) * work.batch * work.element_bytes
 
 
@@ -122,26 +130,26 @@ def _neighbours(kind: Kind, ranks: int, ulysses: int | None) -> int:
     return ulysses or (ranks if kind == "ulysses" else 1)
 
 
-def _layer_elements(work: Workload, kind: Kind, ranks: int, neighbours: int, rank: int) -> int:
+def _layer_elements(work: Workload, kind: Kind, ranks: int, neighbours: int, rank: int, shares: Shares | None) -> int:
     """What one rank sends for one attention call, counted in heads of one token."""
     kv_heads = work.kv_heads or work.heads
-    own, tokens = _sizes(work.tokens, ranks)[rank], work.tokens
+    sizes, tokens = _sizes(work.tokens, ranks, shares), work.tokens
+    own = sizes[rank]
     if kind == "all_gather":
         return 2 * own * kv_heads * (ranks - 1)
-    if kv_heads != work.heads and (work.heads % neighbours or kv_heads % neighbours):
-        kv_heads = work.heads
     group, place = divmod(rank, neighbours)
-    sizes = _sizes(work.tokens, ranks)
     groups = [sum(sizes[first : first + neighbours]) for first in range(0, ranks, neighbours)]
-    heads, kept = _sizes(work.heads, neighbours)[place], _sizes(kv_heads, neighbours)[place]
+    spans, kv_spans = head_spans(work.heads, kv_heads, neighbours, shares_of_heads(shares, neighbours))
+    (start, end), (kv_start, kv_end), kv_heads = spans[place], kv_spans[place], kv_spans[-1][1]
+    heads, kept = end - start, kv_end - kv_start
     there = own * (work.heads - heads) + 2 * own * (kv_heads - kept)
     back = (groups[group] - own) * heads
     around = 2 * kept * (tokens - groups[(group + 1) % len(groups)]) if len(groups) > 1 else 0
     return there + back + around
 
 
-def _sizes(total: int, ranks: int) -> Sequence[int]:
-    return [end - start for start, end in cuts(total, ranks)]
+def _sizes(total: int, ranks: int, shares: Shares | None = None) -> Sequence[int]:
+    return [end - start for start, end in cuts(total, ranks, shares=shares)]
 
 
 def busiest_share(work: Workload, kind: Kind, ranks: int, *, ulysses: int | None = None) -> float:

@@ -9,8 +9,11 @@ owned parts are a partition of the stream. They differ only for a stream that ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,13 +24,38 @@ Span = tuple[int, int]
 """Half-open range of token positions, [start, end)."""
 
 
-def cuts(total: int, ranks: int, unit: int = 1) -> tuple[Span, ...]:
-    """Cut `total` tokens into one contiguous span a rank, differing by at most one `unit`.
+Shares = tuple[float, ...]
+"""How much of the work each rank does: positive numbers, one a rank, in any unit (70, 30)."""
+
+
+def checked_shares(shares: Sequence[float] | None, ranks: int) -> Shares | None:
+    """The shares as they are compared and used; None for equal ones.
+
+    Raises:
+        PlanError: there is not one share a rank, or one is no positive number.
+    """
+    if shares is None:
+        return None
+    numbers = [float(s) for s in shares if isinstance(s, int | float) and not isinstance(s, bool)]
+    if len(numbers) != len(shares) or not all(0 < number < math.inf for number in numbers):
+        raise PlanError(f"shares {list(shares)} are not positive numbers; give each rank its part, such as 70, 30")
+    if len(numbers) != ranks:
+        raise PlanError(f"{len(numbers)} shares for {ranks} ranks; give one share a rank")
+    total = sum(numbers)
+    return None if len(set(numbers)) == 1 else tuple(number / total for number in numbers)
+
+
+def cuts(total: int, ranks: int, unit: int = 1, shares: Shares | None = None) -> tuple[Span, ...]:
+    """Cut `total` tokens into one contiguous span a rank, in equal parts or by shares.
+
+    Equal parts differ by at most one `unit`. Shares are rounded by the largest remainders, and every rank gets at least
+    one unit.
 
     Args:
         total: number of tokens.
-        ranks: number of spans; with fewer units than ranks the last ones are empty.
+        ranks: number of spans; with fewer units than ranks the last ones are empty, whatever the shares.
         unit: tokens that stay together (those of one frame); divides `total`.
+        shares: part of each rank, as `checked_shares` gives them; None: equal parts.
 
     Raises:
         PlanError: `unit` does not divide `total`.
@@ -37,18 +65,29 @@ def cuts(total: int, ranks: int, unit: int = 1) -> tuple[Span, ...]:
         ((0, 3), (3, 5), (5, 7))
         >>> cuts(8, 3, unit=2)
         ((0, 4), (4, 6), (6, 8))
+        >>> cuts(10, 2, shares=(0.72, 0.28))
+        ((0, 7), (7, 10))
     """
     units, rest = divmod(total, unit)
     if rest:
         raise PlanError(f"{total} tokens cannot be cut in units of {unit}: {rest} are left over")
-    base, extra = divmod(units, ranks)
-    spans = []
-    start = 0
-    for rank in range(ranks):
-        end = start + (base + (rank < extra)) * unit
-        spans.append((start, end))
-        start = end
-    return tuple(spans)
+    counts = _counts(units, shares if shares is not None and units >= ranks else (1 / ranks,) * ranks)
+    ends = [*accumulate(count * unit for count in counts)]
+    return tuple(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _counts(units: int, shares: Shares) -> list[int]:
+    """Whole units by the largest remainders; at least one each where there are enough."""
+    exact = [Fraction(share) for share in shares]
+    wanted = [units * share / sum(exact) for share in exact]
+    least = 1 if units >= len(shares) else 0
+    counts = [max(least, math.floor(want)) for want in wanted]
+    while (left := units - sum(counts)) != 0:
+        # The one that is furthest from what it wants; of equals the first one gets and the last one gives.
+        places = range(len(counts)) if left > 0 else [i for i in reversed(range(len(counts))) if counts[i] > least]
+        place = max(places, key=lambda i: (wanted[i] - counts[i]) * (1 if left > 0 else -1))
+        counts[place] += 1 if left > 0 else -1
+    return counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +126,9 @@ class Layout:
         rank: int,
         units: Mapping[str, int] | None = None,
         whole: Collection[str] = (),
+        shares: Shares | None = None,
     ) -> Layout:
-        """Cut every stream evenly, except those that are kept whole or are too short to give each rank a unit.
+        """Cut every stream, except those that are kept whole or are too short to give each rank a unit.
 
         A rank without a token would run the model on empty tensors, which model code does not survive; hence such a
         stream is held whole by all.
@@ -99,12 +139,13 @@ class Layout:
             rank: the one whose view this is.
             units: tokens that stay together, for the streams where they do.
             whole: streams that every rank holds, whatever their length.
+            shares: part of each rank; None: equal parts.
 
         Raises:
             PlanError: a length is not divisible by its unit.
         """
         units = units or {}
-        owned = {name: cuts(length, ranks, units.get(name, 1)) for name, length in lengths.items()}
+        owned = {name: cuts(length, ranks, units.get(name, 1), shares) for name, length in lengths.items()}
         held = {
             name: ((0, length),) * ranks if name in whole or length // units.get(name, 1) < ranks else owned[name]
             for name, length in lengths.items()

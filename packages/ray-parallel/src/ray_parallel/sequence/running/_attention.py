@@ -24,7 +24,7 @@ from ray_parallel.sequence.plan._errors import PlanError
 from ray_parallel.sequence.plan._kernels import Kernel
 from ray_parallel.sequence.ranks._comm import Comm
 from ray_parallel.sequence.ranks._exchange import from_heads, gather, to_heads
-from ray_parallel.sequence.ranks._layout import Layout, Span, cuts
+from ray_parallel.sequence.ranks._layout import Layout, Shares, Span, checked_shares, cuts
 from ray_parallel.sequence.running._softmax import Part, partial_attention, without_drowned
 
 Kind = Literal["ulysses", "ring", "usp", "all_gather"]
@@ -66,36 +66,43 @@ class Mesh:
         world: all ranks.
         rows: this rank's group of neighbours, which exchange heads; None: it is alone in it.
         ring: the ranks at its place in the other groups; None: there are no others.
+        shares: how much of tokens and heads each rank gets; None: equal parts.
     """
 
     kind: Kind
     world: Comm
     rows: Comm | None
     ring: Comm | None
+    shares: Shares | None = None
 
     @classmethod
-    def of(cls, comm: Comm, kind: Kind = "ulysses", ulysses: int | None = None) -> Mesh:
+    def of(
+        cls, comm: Comm, kind: Kind = "ulysses", ulysses: int | None = None, shares: Sequence[float] | None = None
+    ) -> Mesh:
         """Arrange the ranks; every rank calls it, since groups are made here.
 
         Args:
             comm: all ranks.
             kind: "ulysses", "ring", "usp" or "all_gather".
             ulysses: for "usp", neighbours in a group; it divides the number of ranks.
+            shares: how much each rank does, for unequal devices (70, 30); None: the same.
 
         Raises:
-            PlanError: the kind is unknown, or `ulysses` does not go with it or with the number of ranks.
+            PlanError: the kind is unknown, `ulysses` does not go with it or with the number of ranks, or the shares are
+                not one positive number a rank.
         """
         if kind not in get_args(Kind):
             raise PlanError(f"attention kind {kind!r} is unknown; use {', '.join(map(repr, get_args(Kind)))}")
         if (ulysses is not None) != (kind == "usp"):
             raise PlanError(f"kind {kind!r} with ulysses={ulysses}: give the group size with 'usp', and only there")
+        parts = checked_shares(shares, comm.size)
         if kind != "usp":
-            return cls(kind=kind, world=comm, rows=comm if kind == "ulysses" else None, ring=comm)
+            return cls(kind=kind, world=comm, rows=comm if kind == "ulysses" else None, ring=comm, shares=parts)
         if ulysses is None or ulysses < 1 or comm.size % ulysses:
             raise PlanError(f"{comm.size} ranks are no multiple of ulysses={ulysses}; choose a divisor")
         rows = [list(range(start, start + ulysses)) for start in range(0, comm.size, ulysses)]
         columns = [list(range(start, comm.size, ulysses)) for start in range(ulysses)]
-        return cls(kind=kind, world=comm, rows=comm.split(rows), ring=comm.split(columns))
+        return cls(kind=kind, world=comm, rows=comm.split(rows), ring=comm.split(columns), shares=parts)
 
     @property
     def sent_bytes(self) -> int:
@@ -110,7 +117,7 @@ def attend(mesh: Mesh, layout: Layout, call: Call) -> Tensor:
         return _local(layout, call)
     cut = layout.cut_streams(call.q_streams)
     if not call.plain or (cut and mesh.kind == "ulysses"):
-        return _ulysses(mesh.world, layout, call)
+        return _ulysses(mesh, layout, call)
     if not cut:
         return _whole_queries(mesh.world, layout, call)
     whole = [name for name in call.q_streams if name not in cut]
@@ -131,8 +138,9 @@ def _local(layout: Layout, call: Call) -> Tensor:
     return call.kernel(q, k, v, mask).transpose(1, 2)
 
 
-def _ulysses(comm: Comm, layout: Layout, call: Call) -> Tensor:
-    call, heads, kv_heads = _headed(call, comm.size)
+def _ulysses(mesh: Mesh, layout: Layout, call: Call) -> Tensor:
+    comm = mesh.world
+    call, heads, kv_heads = _headed(call, mesh, comm.size)
     q_item, streams = (call.q, heads, call.q_streams), call.kv_streams
     q, k, v = to_heads(comm, layout, (q_item, (call.k, kv_heads, streams), (call.v, kv_heads, streams)))
     mine = heads[comm.rank]
@@ -151,7 +159,7 @@ def _ring(mesh: Mesh, layout: Layout, call: Call) -> Tensor:
     place = rows.rank if rows else 0
     groups = [layout.among(range(first, first + width), place) for first in range(0, layout.ranks, width)]
     group = groups[ring.rank]
-    call, heads, kv_heads = _headed(call, width)
+    call, heads, kv_heads = _headed(call, mesh, width)
     k, v = (layout.contribution(tensor, call.kv_streams, 1) for tensor in (call.k, call.v))
     q, mine = call.q, (0, call.q.shape[2])
     if rows:
@@ -210,13 +218,33 @@ def _whole_queries(comm: Comm, layout: Layout, call: Call) -> Tensor:
     return reduce(Part.merge, parts).out.to(call.q.dtype).transpose(1, 2)
 
 
-def _headed(call: Call, ranks: int) -> tuple[Call, tuple[Span, ...], tuple[Span, ...]]:
+def _headed(call: Call, mesh: Mesh, ranks: int) -> tuple[Call, tuple[Span, ...], tuple[Span, ...]]:
     """The heads of each rank; grouped keys are repeated when their groups would be torn apart."""
-    heads, kv_heads = call.q.shape[2], call.k.shape[2]
-    if heads != kv_heads and (heads % ranks or kv_heads % ranks):
+    heads, kv_heads, shares = call.q.shape[2], call.k.shape[2], shares_of_heads(mesh.shares, ranks)
+    spans, kv_spans = head_spans(heads, kv_heads, ranks, shares)
+    if kv_heads != kv_spans[-1][1]:
         k, v = (tensor.repeat_interleave(heads // kv_heads, 2) for tensor in (call.k, call.v))
-        call, kv_heads = replace(call, k=k, v=v), heads
-    return call, cuts(heads, ranks), cuts(kv_heads, ranks)
+        call = replace(call, k=k, v=v)
+    return call, spans, kv_spans
+
+
+def shares_of_heads(shares: Shares | None, neighbours: int) -> Shares | None:
+    """How heads are shared out among `neighbours`: alike in every group, since keys travel between groups."""
+    return None if shares is None else tuple(sum(shares[place::neighbours]) for place in range(neighbours))
+
+
+def head_spans(
+    heads: int, kv_heads: int, ranks: int, shares: Shares | None = None
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """The heads of queries and of keys that each rank gets.
+
+    Where the spans of grouped keys do not line up with those of their queries, the keys count as repeated to as many as
+    there are queries.
+    """
+    spans, kv_spans = cuts(heads, ranks, shares=shares), cuts(kv_heads, ranks, shares=shares)
+    group = heads // kv_heads
+    lines_up = all(span == (start * group, end * group) for span, (start, end) in zip(spans, kv_spans, strict=True))
+    return spans, kv_spans if lines_up else spans
 
 
 def _split_queries(layout: Layout, call: Call, cut: Sequence[str], whole: Sequence[str]) -> list[Call]:

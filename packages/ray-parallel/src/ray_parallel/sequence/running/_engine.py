@@ -181,7 +181,7 @@ class Parallel:
         bound = self._signature.bind(args, kwargs)
         given = bound.given()
         if self._check_ranks:
-            preflight(self.mesh.world, self._digest, self.mesh.kind, sorted(self._whole), given)
+            preflight(self.mesh.world, self._digest, self.mesh.kind, sorted(self._whole), self.mesh.shares, given)
         if self._trial is not None:
             before = self.mesh.sent_bytes
             self._trial(args, kwargs)
@@ -247,7 +247,9 @@ class Parallel:
             raise PlanError(f"{where} starts a region before that of {', '.join(forward.region.blocks)} has ended")
         world = self.mesh.world
         forward.settled = settled(region, given)
-        forward.layout = layout_of(forward.settled, given, ranks=world.size, rank=world.rank, whole=self._whole)
+        forward.layout = layout_of(
+            forward.settled, given, ranks=world.size, rank=world.rank, whole=self._whole, shares=self.mesh.shares
+        )
         forward.lengths.update(forward.layout.lengths)
         forward.region = region
         for listed, whole, spec in forward.inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -24,6 +24,7 @@ def parallelize(
     *,
     kind: Kind = "ulysses",
     ulysses: int | None = None,
+    shares: Sequence[float] | None = None,
     kernels: Mapping[str, MaskKernel] | None = None,
     whole: Collection[str] = (),
     preflight: bool = True,
@@ -42,6 +43,8 @@ def parallelize(
         comm: this rank's end; or a `Mesh`, to use the same groups for several models.
         kind: "ulysses", "ring", "usp" or "all_gather".
         ulysses: for "usp", how many neighbours exchange heads; the rings have `comm.size // ulysses` members.
+        shares: how much of the tokens and heads each rank gets, for unequal devices: (70, 30); None: equal parts. A
+            `Mesh` brings its own.
         kernels: functions for the mask objects of the plan (`Opaque`), by name.
         whole: streams that every rank keeps whole, however long they are.
         preflight: compare plan, options and shapes over the ranks before each forward; one small message.
@@ -84,7 +87,7 @@ def parallelize(
         >>> [torch.allclose(y, Model()(x)) for y in run_threads(3, rank)]
         [True, True, True]
     """
-    mesh = comm if isinstance(comm, Mesh) else Mesh.of(comm, kind, ulysses)
+    mesh = comm if isinstance(comm, Mesh) else Mesh.of(comm, kind, ulysses, shares)
     kernels = kernels or {}
     trial = at_first_call(without_compiler(model), plan, mesh, kernels=kernels, whole=whole) if canary is True else None
     if callable(canary):

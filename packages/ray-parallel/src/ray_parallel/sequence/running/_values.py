@@ -14,7 +14,7 @@ from ray_parallel.sequence.plan._errors import PlanError
 from ray_parallel.sequence.plan._plan import Attn, Compressed, Grid, Leaf, Opaque, Ranges, Region, Rows, Seq, Spec
 from ray_parallel.sequence.ranks._comm import Comm
 from ray_parallel.sequence.ranks._exchange import gather
-from ray_parallel.sequence.ranks._layout import Layout
+from ray_parallel.sequence.ranks._layout import Layout, Shares
 from ray_parallel.sequence.running._compressed import cut_compressed
 
 
@@ -50,7 +50,15 @@ def _mapped(spec: Spec, grids: Mapping[Grid, Grid]) -> Spec:
     return grids.get(spec, spec) if isinstance(spec, Grid) else spec
 
 
-def layout_of(region: Region, arguments: Mapping[str, Any], *, ranks: int, rank: int, whole: Collection[str]) -> Layout:
+def layout_of(
+    region: Region,
+    arguments: Mapping[str, Any],
+    *,
+    ranks: int,
+    rank: int,
+    whole: Collection[str],
+    shares: Shares | None = None,
+) -> Layout:
     """The shards of a region's streams, from the arguments of its first block.
 
     Frames are kept together when rows come one a frame and there are at least as many frames as ranks: the rows are
@@ -79,7 +87,7 @@ def layout_of(region: Region, arguments: Mapping[str, Any], *, ranks: int, rank:
             units[leaf.streams[0]] = max(units.get(leaf.streams[0], 1), tokens // frames)
     for rule in region.attn.values():
         _known(rule, rule.streams(), lengths)
-    return Layout.of(lengths, ranks=ranks, rank=rank, units=units, whole=whole)
+    return Layout.of(lengths, ranks=ranks, rank=rank, units=units, whole=whole, shares=shares)
 
 
 def _known(what: Leaf | Attn, streams: Iterable[str], lengths: Mapping[str, int]) -> None:
