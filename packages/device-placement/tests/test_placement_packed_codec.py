@@ -28,7 +28,7 @@ def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(weights())
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_what_is_packed_is_decoded_bit_for_bit_or_stays_dense(dense: Tensor) -> None:
     found = encode(dense)
     if found is None:
@@ -119,7 +119,7 @@ def test_a_layout_that_cannot_be_is_refused(change: dict[str, object], reason: s
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_damage_is_refused_or_changes_weights_alone(data: st.DataObject) -> None:
     """The check promises: what passes decodes to weights, reading inside the planes."""
     dense = normal(3 * 1024 + 100, seed=data.draw(st.integers(0, 9)))

@@ -179,7 +179,7 @@ def test_it_is_encoded_on_the_device_of_the_weights_or_on_another(sim: types.Mod
 
 
 @given(data=st.data())
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_packed_and_placed_it_computes_the_same_bits(data: st.DataObject) -> None:
     """The law: whatever is packed and wherever it is placed, the bits are those of the dense model."""
     machine: Machine = emulated()
