@@ -56,6 +56,7 @@ TOAST = ".p-toast-message, [data-testid=toast]"
 """A message that comes and goes, in the editor of 1.49 and in that of 1.58."""
 
 TOAST_CLOSE = ".p-toast-close-button, [data-testid=toast-close]"
+_FEWER = "([selector, count]) => document.querySelectorAll(selector).length < count"
 _COMPLAINTS_SHOWN = (
     f"[data-testid=error-overlay], [data-testid=error-group-execution], {TOAST}, [role=dialog], [role=alert]"
 )
@@ -174,6 +175,14 @@ class Editor:
         """Everything that the editor shows in boxes about errors; empty when there is none."""
         boxes = self.page.locator(_COMPLAINTS_SHOWN).all()
         return "\n".join(box.inner_text() for box in boxes if box.is_visible())
+
+    def close_toasts(self) -> None:
+        """Close every message, one after the other: a closed one leaves its place to the next."""
+        button = self.page.locator(TOAST_CLOSE)
+        while shown := button.count():
+            button.first.click()
+            self.page.wait_for_function(_FEWER, arg=[TOAST_CLOSE, shown])
+        self.page.locator(TOAST).first.wait_for(state="detached")
 
     def press_run(self) -> None:
         """Press the button that sends the workflow to the server."""
