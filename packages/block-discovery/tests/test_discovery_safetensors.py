@@ -64,8 +64,13 @@ def test_every_element_type_has_torchs_name_and_size(tmp_path: Path, code: str, 
     path = write_safetensors(tmp_path / "m", {"a": entry(code, [8], [0, 8 * dtype.itemsize])}, 8 * dtype.itemsize)
     (info,) = read_safetensors_header(path).tensors.values()
     assert info.dtype == str(dtype).removeprefix("torch.")
-    with safetensors.safe_open(path, "pt") as file:
-        assert file.get_slice("a").get_dtype() == code
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            assert file.get_slice("a").get_dtype() == code
+    except safetensors.SafetensorError:
+        if not safetensors.__version__.startswith("0.5."):
+            raise
+        pytest.skip(f"safetensors 0.5, the lowest that is declared, does not read {code}")
 
 
 @pytest.mark.parametrize(
