@@ -177,7 +177,7 @@ def test_a_busy_machine_is_said_to_be_one(
     _demo._report(estimate, timed(1.0), timed(1.25), timed(after_seconds), stats)
     out = capsys.readouterr().out
     assert ("the machine is busy" in out) is is_busy
-    assert re.search(r"^a pass +1\.10 s +1\.25 s +-12\.0 %$", out, flags=re.MULTILINE)
+    assert re.search(r"^a pass +1\.1 s +1\.25 s +-12\.0 %$", out, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_traffic_is_compared_with_what_the_cost_model_counts(
     workers._report(config, REFERENCE, result, sharing, 3e-7, 2)
     out = capsys.readouterr().out
     assert words in out
-    assert "a step takes 500 ms" in out and "in one process 1.00 s" in out
+    assert "a step takes 500 ms" in out and "in one process 1 s" in out
     assert "sharing: 7 MiB of weights by file; the sharing is not measured here" in out
     assert out.endswith("relative difference to the single process: 3.0e-07\n")
 

@@ -39,16 +39,16 @@ def box(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_devices_links_and_findings_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices"]) == ExitCode.OK
     assert capsys.readouterr().out.splitlines() == [
-        "device  role      name            total       free  kept free",
-        "------  --------  ----------  ---------  ---------  ---------",
-        "cuda:0  computes  Big Card    24.00 GiB  22.00 GiB   2.00 GiB",
-        "cuda:1  donor     Small Card  12.00 GiB  11.00 GiB    0 bytes",
-        "cpu     donor                 64.00 GiB  50.00 GiB    0 bytes",
+        "device  role      name         total    free  kept free",
+        "------  --------  ----------  ------  ------  ---------",
+        "cuda:0  computes  Big Card    24 GiB  22 GiB      2 GiB",
+        "cuda:1  donor     Small Card  12 GiB  11 GiB    0 bytes",
+        "cpu     donor                 64 GiB  50 GiB    0 bytes",
         "",
         "link              GB/s  latency  shared with                direct",
         "----------------  ----  -------  -----------  --------------------",
-        "cuda:1 -> cuda:0   9.5  20.0 us         host  no, through the host",
-        "cpu -> cuda:0     25.0  15.0 us         host                   yes",
+        "cuda:1 -> cuda:0   9.5    20 us         host  no, through the host",
+        "cpu -> cuda:0     25.0    15 us         host                   yes",
         "",
         "== Why these devices ==",
         "problem  driver: too old",

@@ -30,7 +30,7 @@ def test_packed_and_unpacked_it_is_the_same_file(model: Path, capsys: pytest.Cap
     packed = model.with_name("m.w3.safetensors")
     said = capsys.readouterr().out
     assert f"packing {model} on cpu {'.' * 20}\n" in said
-    assert "12 of 17 tensors packed, 1.21 MiB -> 883.38 KiB (71.2 %)" in said
+    assert "12 of 17 tensors packed, 1.21 MiB -> 883 KiB (71.2 %)" in said
     assert packed.stat().st_size < 0.74 * model.stat().st_size
     assert main(["unpack", str(packed), "-o", str(model.with_name("again.safetensors"))]) == 0
     assert "12 of 17 tensors unpacked" in capsys.readouterr().out

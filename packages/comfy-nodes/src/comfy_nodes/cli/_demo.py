@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import alloc_spec
-from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError
+from alloc_spec import AllocationSpec, AllocResolveError, AllocSpecError, human_seconds
 from block_discovery import BlockTree
 from comfy_nodes.cli._demo_file import DemoFile, gguf_file, safetensors_file
 from comfy_nodes.cli._demo_model import DemoConfig, DemoTransformer, model_of, random_weights
 from comfy_nodes.cli._demo_run import Run, denoise, largest_difference, one_core_for_the_link
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
-from comfy_nodes.cli._output import contents, heading, human_seconds, percent_error, table
+from comfy_nodes.cli._output import contents, heading, percent_error, table
 from comfy_nodes.cli._parser import POLICIES
 from comfy_nodes.cli._source import read_model
 from device_placement import (

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from alloc_spec import human_seconds
 from comfy_nodes.cli._demo_model import DemoConfig, DemoTransformer, sample
 from comfy_nodes.cli._demo_run import Run, largest_difference
 from comfy_nodes.cli._exit import ExitCode, exits_with
-from comfy_nodes.cli._output import dots, human_seconds
+from comfy_nodes.cli._output import dots
 from ray_parallel import ParallelError, Runner, RunResult
 from ray_parallel.sequence import (
     Attn,

@@ -6,8 +6,9 @@ import argparse
 import json
 from dataclasses import asdict
 
+from alloc_spec import human_seconds, human_size
 from comfy_nodes.cli._exit import ExitCode, exits_with
-from comfy_nodes.cli._output import human_bytes, human_seconds, print_findings, table
+from comfy_nodes.cli._output import print_findings, table
 from device_placement import Hardware, PlacementError, diagnose, probe
 
 
@@ -37,7 +38,7 @@ def _print_devices(hardware: Hardware) -> None:
     for device in hardware.devices:
         role = "computes" if device.name == hardware.compute else "donor"
         sizes = (device.total_bytes, device.free_bytes, device.reserve_bytes)
-        rows.append([device.name, role, device.label, *(human_bytes(size) for size in sizes)])
+        rows.append([device.name, role, device.label, *(human_size(size) for size in sizes)])
     print(table(["device", "role", "name", "total", "free", "kept free"], rows, left=3))
     if hardware.links:
         links = [

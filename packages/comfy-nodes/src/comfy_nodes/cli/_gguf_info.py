@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alloc_spec import human_size
 from block_discovery import BlockTree, Unit
 from comfy_nodes.cli._exit import ExitCode, exits_with
-from comfy_nodes.cli._output import heading, human_bytes, table
+from comfy_nodes.cli._output import heading, table
 from comfy_nodes.cli._source import blocks_of_gguf
 from gguf_loader import GgufArray, GgufError, GgufHeader, TensorInfo, ValueType, read_header
 
@@ -185,7 +186,7 @@ def _print_tables(
     name = _text_of(header, "general.name")
     print(f"{file}: {f'architecture {architecture}' if architecture else 'no architecture named'}", end="")
     print(f", named {name!r}" if name else "")
-    print(f"GGUF version {header.version}, {human_bytes(header.stamp.size_bytes)}, tensors at {header.alignment} bytes")
+    print(f"GGUF version {header.version}, {human_size(header.stamp.size_bytes)}, tensors at {header.alignment} bytes")
     print(heading("Quantisation mix"))
     print(_mix_table(shares(header)))
     print(heading("Blocks"))
@@ -209,7 +210,7 @@ def _mix_table(mix: list[Share]) -> str:
             share.type_name,
             f"{share.tensors}",
             f"{share.weights:,}",
-            human_bytes(share.size_bytes),
+            human_size(share.size_bytes),
             f"{100 * share.size_bytes / max(total.size_bytes, 1):.1f} %",
             f"{share.bits_a_weight:.2f}",
         ]
@@ -220,7 +221,7 @@ def _mix_table(mix: list[Share]) -> str:
 
 def _block_table(tree: BlockTree) -> str:
     rows = [
-        [group.path or "outside of blocks", f"{group.units}", f"{group.tensors}", human_bytes(group.size_bytes)]
+        [group.path or "outside of blocks", f"{group.units}", f"{group.tensors}", human_size(group.size_bytes)]
         for group in groups(tree)
     ]
     below = f"under {tree.prefix}\n" if tree.prefix else ""

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from alloc_spec import human_size
+
 if TYPE_CHECKING:
     from block_discovery import BlockTree
     from device_placement import Finding
@@ -47,33 +49,7 @@ def contents(tree: BlockTree) -> str:
     tensors = sum(len(unit.tensors) for unit in tree.units)
     counts = ((kinds.count("block"), "block"), (kinds.count("leaf"), "single layer"), (tensors, "tensor"))
     listed = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
-    return f"{listed}, {human_bytes(tree.size_bytes)}"
-
-
-def human_bytes(size_bytes: int) -> str:
-    """Bytes with two decimals, in the unit of base 1024 that a person would use.
-
-    >>> human_bytes(21474836480), human_bytes(119_900_000), human_bytes(12)
-    ('20.00 GiB', '114.35 MiB', '12 bytes')
-    """
-    for unit_bytes, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if size_bytes >= unit_bytes:
-            return f"{size_bytes / unit_bytes:.2f} {unit}"
-    return f"{size_bytes} bytes"
-
-
-def human_seconds(seconds: float) -> str:
-    """Seconds with three significant digits, in the unit that a person would use.
-
-    >>> human_seconds(1.5), human_seconds(0.0782), human_seconds(2e-5), human_seconds(0)
-    ('1.50 s', '78.2 ms', '20.0 us', '0 s')
-    """
-    if seconds == 0:
-        return "0 s"
-    value, unit = (
-        (seconds, "s") if seconds >= 1 else (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "us")
-    )
-    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{listed}, {human_size(tree.size_bytes)}"
 
 
 def print_findings(title: str, findings: Sequence[Finding]) -> None:

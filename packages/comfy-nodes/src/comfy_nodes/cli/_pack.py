@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from alloc_spec import human_size
 from block_discovery import BlockDiscoveryError
 from comfy_nodes.cli._exit import CommandError, ExitCode, check_target, exits_with
-from comfy_nodes.cli._output import dots, human_bytes
+from comfy_nodes.cli._output import dots
 from device_placement.packed import FileReport, PackedError, pack_file, unpack_file
 
 ENDING = ".safetensors"
@@ -86,4 +87,4 @@ def _stem(path: Path, ending: str) -> str:
 
 
 def _sizes(report: FileReport) -> str:
-    return f"{human_bytes(report.source_bytes)} -> {human_bytes(report.target_bytes)}"
+    return f"{human_size(report.source_bytes)} -> {human_size(report.target_bytes)}"

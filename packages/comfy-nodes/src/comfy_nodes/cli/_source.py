@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alloc_spec import human_size
 from block_discovery import (
     BlockDiscoveryError,
     BlockTree,
@@ -15,7 +16,6 @@ from block_discovery import (
     read_safetensors_index,
 )
 from comfy_nodes.cli._exit import CommandError, ExitCode, exits_with
-from comfy_nodes.cli._output import human_bytes
 
 if TYPE_CHECKING:
     from gguf_loader import GgufHeader
@@ -77,7 +77,7 @@ def _read_safetensors(file: Path, prefix: str | None) -> tuple[BlockTree, list[s
     if not header.missing_bytes:
         return tree, []
     return tree, [
-        f"{file} ends {human_bytes(header.missing_bytes)} before its header says; "
+        f"{file} ends {human_size(header.missing_bytes)} before its header says; "
         "enough for a plan, but the model cannot be loaded from it"
     ]
 

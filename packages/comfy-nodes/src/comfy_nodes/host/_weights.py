@@ -81,7 +81,7 @@ class HookPatch(CastPatch):
         self.layer = layer
 
     def originals(self) -> dict[str, list[tuple[torch.Tensor]]]:
-        """The layer's weight as it is stored."""
+        """The stored weight of the layer."""
         return {self.key: [(dense(getattr(self.layer, self.key.rpartition(".")[2])),)]}
 
 
