@@ -34,3 +34,12 @@ def test_the_commands_can_be_typed() -> None:
     assert len(lines) >= 5
     for line in lines:
         build_parser().parse_args(shlex.split(line))
+
+
+def test_the_files_of_the_table_are_in_their_folders() -> None:
+    rows = re.findall(r"^\| .*`_\w+\.py`.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert len(rows) >= 5
+    for row in rows:
+        folders = [ROOT / target for target in re.findall(r"\]\(([^)]+)\)", row)]
+        for name in re.findall(r"`(_\w+\.py)`", row):
+            assert any(found for folder in folders for found in folder.rglob(name)), f"{name} of {row}"

@@ -60,8 +60,6 @@ HOST_MODULES = frozenset(
 )
 HOST_FILES: tuple[str, ...] = ("comfy_nodes/host/*.py",)
 FLAT_FOLDERS: tuple[str, ...] = ("examples", "tests-integration", "tools", "tools/bench")
-CIRCLES_LEFT: frozenset[str] = frozenset()
-"""Members whose modules still import one another in a circle; a member without one may not stand here."""
 MODULES_OF: dict[str, frozenset[str]] = {"torch": frozenset({"torch", "triton"}), "pillow": frozenset({"PIL"})}
 """Distributions whose import names differ from their own; torch's Linux wheels bring triton."""
 
@@ -207,12 +205,7 @@ def check(root: Path) -> tuple[int, list[Offence]]:
         graph = read_graph(member.folder / "src")
         if member.module in graph:
             offences.extend(_located(room_offences(graph, member.module)))
-            circles = list(_located(circle_offences(graph, member.module)))
-            if member.module not in CIRCLES_LEFT:
-                offences.extend(circles)
-            elif not circles:
-                reason = f"{member.module} has no circle any more; take it out of CIRCLES_LEFT in {Path(__file__).name}"
-                offences.append(Offence(path=graph[member.module].path, line=1, reason=reason))
+            offences.extend(_located(circle_offences(graph, member.module)))
     for name in FLAT_FOLDERS:
         offences.extend(_located(circle_offences(read_graph(root / name, (root / name).glob("*.py")))))
     return files, sorted(offences, key=lambda offence: (str(offence.path), offence.line, offence.reason))

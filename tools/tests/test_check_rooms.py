@@ -139,14 +139,6 @@ def test_a_circle_in_a_flat_folder_is_found(tmp_path: Path) -> None:
     assert reasons(tmp_path) == ["the modules a, b import one another in a circle"]
 
 
-def test_a_member_whose_circle_is_cut_leaves_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_layers, "CIRCLES_LEFT", frozenset({"alloc_spec"}))
-    source = write_package(tmp_path, {"_a.py": "import alloc_spec._b", "_b.py": "import alloc_spec._a"})
-    assert reasons(tmp_path) == []
-    (source / "_b.py").write_text("")
-    assert reasons(tmp_path) == ["alloc_spec has no circle any more; take it out of CIRCLES_LEFT in check_layers.py"]
-
-
 def test_the_most_exact_module_of_an_import_counts(tmp_path: Path) -> None:
     (tmp_path / "p" / "q").mkdir(parents=True)
     (tmp_path / "p" / "__init__.py").write_text('"""The package."""\nfrom .q import r, s')

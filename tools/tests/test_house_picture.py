@@ -66,3 +66,7 @@ def test_the_picture_names_every_package_and_room(workspace: Path) -> None:
     texts = [element.text for element in ElementTree.fromstring(house_picture.draw(read_house(workspace))).iter()]
     assert {"alloc-spec", "comfy-nodes", "gguf-loader", "cli", "nodes", "at the root"} <= set(texts)
     assert "imports all of the others" in texts
+
+
+def test_the_picture_of_this_repository_is_current() -> None:
+    assert house_picture.main(["--check"]) == 0, "run `uv run python tools/house_picture.py`"
