@@ -29,7 +29,7 @@ Shares = tuple[float, ...]
 
 
 def checked_shares(shares: Sequence[float] | None, ranks: int) -> Shares | None:
-    """The shares as they are compared and used; None for equal ones.
+    """The shares in the form that is compared and used; None for equal ones.
 
     Raises:
         PlanError: there is not one share a rank, or one is no positive number.
