@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from gguf_loader._dtypes import LOGICAL_DTYPES
 from gguf_loader._errors import GgufError, GgufPackedError, GgufTypeError
-from gguf_loader._types import LOGICAL_DTYPES, type_by_name
+from gguf_loader._types import type_by_name
 from gguf_loader.packed._tensor import PackedTensor
 
 Q4_K = type_by_name("Q4_K")

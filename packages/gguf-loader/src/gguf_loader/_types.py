@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import torch
-
-from ._errors import GgufPackedError, GgufTypeError, quoted
+from ._errors import GgufTypeError, quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +107,6 @@ _REMOVED = {
 GGML_TYPES: Mapping[str, GgmlType] = MappingProxyType({kind.name: kind for kind in _ALL})
 """Every type of the format by its name."""
 
-NATIVE_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I8": torch.int8,
-        "I16": torch.int16,
-        "I32": torch.int32,
-        "I64": torch.int64,
-    }
-)
-"""ggml types that are a torch dtype."""
-
-LOGICAL_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-"""What a packed tensor may say that it is: the dtypes that weights are computed in."""
-
 _BY_ID = {kind.id: kind for kind in _ALL}
 
 
@@ -162,12 +143,3 @@ def type_by_name(name: str) -> GgmlType:
     if found is None:
         raise GgufTypeError(f"unknown ggml type {quoted(name)}", remedy=f"one of {', '.join(GGML_TYPES)}")
     return found
-
-
-def require_logical_dtype(dtype: torch.dtype) -> None:
-    """Refuse a dtype that weights are not computed in."""
-    if dtype not in LOGICAL_DTYPES:
-        raise GgufPackedError(
-            f"packed weights cannot be {dtype}",
-            remedy=f"choose one of {', '.join(str(known) for known in LOGICAL_DTYPES)}",
-        )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gguf_loader._backend import Backend, uses_triton
+from gguf_loader._dtypes import NATIVE_DTYPES
 from gguf_loader._errors import GgufPackedError, GgufTypeError
 from gguf_loader._scratch import ScratchPool
-from gguf_loader._types import NATIVE_DTYPES, GgmlType
+from gguf_loader._types import GgmlType
 
 from .eager import _basic, _codebook, _device, _iq, _k, _ternary
 from .eager._kernel import Kernel

@@ -1,4 +1,4 @@
 """Reading a GGUF file: its header, metadata and tensor records, checked against limits, and its bytes mapped.
 
-May import: _errors, _types.
+May import: _dtypes, _errors, _types.
 """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from gguf_loader._dtypes import NATIVE_DTYPES
 from gguf_loader._errors import GgufFormatError, GgufKeyError, quoted
-from gguf_loader._types import NATIVE_DTYPES
 
 from ._header import GgufHeader, parse_header
 from ._opening import FileStamp, open_regular

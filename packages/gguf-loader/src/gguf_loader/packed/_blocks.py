@@ -7,7 +7,8 @@ from typing import Self
 
 import torch
 
-from gguf_loader._types import GgmlType, require_logical_dtype
+from gguf_loader._dtypes import require_logical_dtype
+from gguf_loader._types import GgmlType
 from gguf_loader.dequant._weights import require_blocks
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from gguf_loader._backend import Backend, require_backend
+from gguf_loader._dtypes import require_logical_dtype
 from gguf_loader._scratch import ScratchPool
-from gguf_loader._types import require_logical_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

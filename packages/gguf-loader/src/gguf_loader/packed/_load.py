@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gguf_loader._dtypes import LOGICAL_DTYPES
 from gguf_loader._errors import GgufModelError, listed, quoted
-from gguf_loader._types import LOGICAL_DTYPES
 
 from ._config import DequantConfig
 from ._layers import GgufConv1d, GgufConv2d, GgufConv3d, GgufEmbedding, GgufLinear, PackedLayer
