@@ -138,7 +138,7 @@ def test_what_is_wrong_from_the_start_is_refused_before_a_worker_starts(cluster:
     with pytest.raises(FileNotFoundError):
         Runner(MODEL, weights=tmp_path / "none.safetensors", cluster=cluster)
     (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(WeightsError, match="is no complete safetensors file"):
+    with pytest.raises(WeightsError, match="this is no safetensors file"):
         Runner(MODEL, weights=tmp_path / "text.safetensors", cluster=cluster)
 
 
