@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from discovery_testing import header_of, write_safetensors
 
 import block_discovery
 from block_discovery import BlockDiscoveryError, HeaderError
@@ -23,6 +24,24 @@ def test_the_import_brings_no_model_library_along() -> None:
     code = "import sys, block_discovery; print({'diffusers', 'transformers', 'accelerate'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_headers_trees_and_json_need_no_torch(tmp_path: Path) -> None:
+    """Importing torch takes seconds; reading a header takes milliseconds."""
+    path = write_safetensors(tmp_path / "m.safetensors", header_of({f"blocks.{i}.w.weight": 4 for i in range(4)}))
+    code = f"""
+import sys
+import block_discovery as discovery
+tree = discovery.discover_file({str(path)!r})
+assert discovery.BlockTree.from_json(tree.to_json()) == tree
+assert discovery.discover_names({{"a.weight": ((4, 4), "BF16")}})
+try:
+    discovery.read_safetensors_header({str(tmp_path)!r})
+except discovery.NotRegularFileError:
+    print("torch" in sys.modules, "numpy" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False False"
 
 
 ERRORS = [
