@@ -24,7 +24,7 @@ from device_placement import (
     place,
     plan,
 )
-from device_placement._clock import VirtualClock
+from device_placement.copying._clock import VirtualClock
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

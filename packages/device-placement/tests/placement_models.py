@@ -22,9 +22,9 @@ from device_placement import (
     TensorHome,
     UnitPlacement,
 )
-from device_placement._buffers import stored_bytes
-from device_placement._clock import VirtualClock
-from device_placement._inventory import take_inventory
+from device_placement.copying._clock import VirtualClock
+from device_placement.tensors._flat_buffers import stored_bytes
+from device_placement.tensors._inventory import take_inventory
 
 WIDTH = 32
 

@@ -17,7 +17,13 @@ PACKAGE = "device_placement"
 ORDERING_CALLS = ("wait_event", "record", "record_stream", "synchronize", "arrive", "follow", "release", "wait")
 """Methods that order one thing after another, or tell somebody else when to."""
 
-ORDERED_MODULES = ("_streams", "_backend_accelerator", "_streamed", "_engine", "_homes")
+ORDERED_MODULES = (
+    "copying._streams",
+    "copying._accelerator",
+    "engine._streamed_unit",
+    "engine._engine",
+    "engine._change_watch",
+)
 
 
 @dataclass(frozen=True)

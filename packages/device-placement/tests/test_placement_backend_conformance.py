@@ -7,7 +7,7 @@ import torch
 from placement_models import MACHINES, Machine, example_input, machine_named, plan_for, stack
 
 from device_placement import DeviceUnavailableError, place
-from device_placement._backend import AllocationRefused
+from device_placement.machine._allocation import AllocationRefused
 
 
 @pytest.fixture(params=MACHINES)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from placement_models import Machine, example_input, plan_for, stack
 
-from device_placement import AcceleratorBackend, _cuda, place
-from device_placement._backend import AllocationRefused
-from device_placement._pinning import HostMemory
+from device_placement import AcceleratorBackend, place
+from device_placement.copying._pinning import HostMemory
+from device_placement.machine import _cuda
+from device_placement.machine._allocation import AllocationRefused
 
 PAGE = 4096
 

@@ -23,9 +23,9 @@ from device_placement import (
     place,
     predict,
 )
-from device_placement._backend import AllocationRefused
-from device_placement._clock import SystemClock, VirtualClock
-from device_placement._worker import Worker
+from device_placement.copying._clock import SystemClock, VirtualClock
+from device_placement.copying._worker import Worker
+from device_placement.machine._allocation import AllocationRefused
 
 COMPUTE = "emulated:0"
 

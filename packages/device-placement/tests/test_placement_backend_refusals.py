@@ -26,9 +26,9 @@ from device_placement import (
     UnitPlacement,
     place,
 )
-from device_placement._backend import AllocationRefused, allocate_or_refuse
-from device_placement._host_memory import host_memory
-from device_placement._worker import Worker
+from device_placement.copying._worker import Worker
+from device_placement.machine._allocation import AllocationRefused, allocate_or_refuse
+from device_placement.machine._host_memory import host_memory
 
 GIB = 1 << 30
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from device_placement import DeviceUnavailableError, _cuda, diagnose, probe
+from device_placement import DeviceUnavailableError, diagnose, probe
+from device_placement.machine import _cuda
 
 DEVICE = torch.device("cuda:0")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from device_placement import Finding, diagnose
-from device_placement._diagnose import findings
-from device_placement._facts import SystemFacts, gather
+from device_placement.machine._diagnose import findings
+from device_placement.machine._system_facts import SystemFacts, gather
 
 HEALTHY = SystemFacts(
     torch_version="2.14.1+cu130",

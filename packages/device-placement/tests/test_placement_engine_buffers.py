@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from placement_models import Packed, packed
 from torch import Tensor, nn
 
-from device_placement._buffers import Spot, dense_stride, is_packed, over, plain_parts, stored_bytes
+from device_placement.tensors._flat_buffers import Spot, dense_stride, is_packed, over, plain_parts, stored_bytes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int8, torch.uint8, torch.bool, torch.complex64)
 

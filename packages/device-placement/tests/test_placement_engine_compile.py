@@ -14,7 +14,7 @@ from placement_models import Machine, emulated, example_input, part, plan_for, s
 from torch._dynamo.testing import CompileCounter
 
 from device_placement import place
-from device_placement._never_compiled import never_compiled
+from device_placement.engine._never_compiled import never_compiled
 
 
 @pytest.fixture(params=[same_device, emulated])

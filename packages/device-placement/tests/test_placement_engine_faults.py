@@ -20,10 +20,10 @@ from device_placement import (
     PlacedModel,
     place,
 )
-from device_placement._backend import AllocationRefused
-from device_placement._backend_emulated import EmulatedTransfer
-from device_placement._pinning import HostMemory
-from device_placement._streams import Bouncer
+from device_placement.copying._emulated import EmulatedTransfer
+from device_placement.copying._pinning import HostMemory
+from device_placement.copying._streams import Bouncer
+from device_placement.machine._allocation import AllocationRefused
 
 
 class LostBytesError(RuntimeError):
@@ -138,7 +138,7 @@ def test_slots_that_cannot_be_filled_are_given_back(before: str, monkeypatch: py
         raise LostBytesError("no way there")
 
     with monkeypatch.context() as patch:
-        patch.setattr("device_placement._backend_emulated.EmulatedStreamer.transfer", refuse)
+        patch.setattr("device_placement.copying._emulated.EmulatedStreamer.transfer", refuse)
         if before == "place":
             with pytest.raises(LostBytesError):
                 placed(model, machine)
@@ -151,7 +151,7 @@ def test_slots_that_cannot_be_filled_are_given_back(before: str, monkeypatch: py
         if before == "resume":
             handle.pause()
         with monkeypatch.context() as patch:
-            patch.setattr("device_placement._backend_emulated.EmulatedStreamer.transfer", refuse)
+            patch.setattr("device_placement.copying._emulated.EmulatedStreamer.transfer", refuse)
             with pytest.raises(LostBytesError):
                 handle.resume() if before == "resume" else handle.resize(slots=3)
             assert handle.paused

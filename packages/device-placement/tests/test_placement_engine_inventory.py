@@ -11,7 +11,7 @@ from placement_models import Stack, example_input, packed, part, plan_for, same_
 from torch import nn
 
 from device_placement import PlacementPlan, PlanMismatchError, TensorHome, place
-from device_placement._inventory import take_inventory
+from device_placement.tensors._inventory import take_inventory
 
 MACHINE = same_device()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_placement._order import MIN_HISTORY, CallOrder
+from device_placement.engine._prefetch_order import MIN_HISTORY, CallOrder
 
 LESSONS = 10
 """Passes after which nothing is a surprise any more. Two, as a rule; the worst of 30,000 random patterns took 8."""

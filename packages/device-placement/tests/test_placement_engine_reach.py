@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from device_placement import DevicesFullError, EmulatedBackend, Link, PlacedModel, place
-from device_placement._backend import AllocationRefused
+from device_placement.machine._allocation import AllocationRefused
 
 BLOCKS = 3
 X = example_input(8)

@@ -10,7 +10,7 @@ from placement_trees import FLUX_SINGLE, GIB, MIB, machine, tree_of, unit
 from alloc_spec import Budget
 from block_discovery import BlockTree
 from device_placement import PlacementPlan, Policy, plan
-from device_placement._select import assumed_weight
+from device_placement.planning._selection import assumed_weight
 
 
 def streaming(tree: BlockTree, need_bytes: int, policy: Policy = "stripe", slots: int = 2) -> list[int]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_placement._assign import fill_in_order
-from device_placement._select import MINOR_FRACTION, Movable, _cyclic_gap, interleaved, tiers
-from device_placement._stripe import RESOLUTION, SMALL_FRACTION, _menu, striped
+from device_placement.planning._fill_in_order import fill_in_order
+from device_placement.planning._selection import MINOR_FRACTION, Movable, _cyclic_gap, interleaved, tiers
+from device_placement.planning._stripe import RESOLUTION, SMALL_FRACTION, _menu, striped
 
 sizes = st.lists(st.integers(0, 1000), min_size=1, max_size=8).map(tuple)
 equal_units = st.builds(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from placement_trees import GIB, MIB, machine
 
 from device_placement import Estimate, Hardware, PlacementPlan, TensorHome, UnitPlacement, predict
-from device_placement._recurrence import Call, Copy, steady_pass
+from device_placement.planning._recurrence import Call, Copy, steady_pass
 
 DONORS = ("cpu", "cuda:1")
 CLOSE = 1 + 1e-6

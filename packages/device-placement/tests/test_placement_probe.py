@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from device_placement import DeviceUnavailableError, Hardware, InvalidHardwareError, probe
-from device_placement._machine import TorchMachine
-from device_placement._probe import default_reserve_bytes, probe_machine
+from device_placement.machine._probe import default_reserve_bytes, probe_machine
+from device_placement.machine._torch_machine import TorchMachine
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_placement import DeviceUnavailableError
-from device_placement._host_memory import host_memory, parse_vm_stat
+from device_placement.machine._host_memory import host_memory, parse_vm_stat
 
 GIB = 1 << 30
 KIB = 1 << 10

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from device_placement import DeviceUnavailableError
-from device_placement._machine import TorchMachine
+from device_placement.machine._torch_machine import TorchMachine
 
 GIB = 1 << 30
 
@@ -39,7 +39,9 @@ def test_unified_memory_is_shared_with_the_host(module: SimpleNamespace, monkeyp
     module.recommended_max_memory = lambda: 12 * GIB
     module.driver_allocated_memory = lambda: 2 * GIB
     for host_free, expected in ((64 * GIB, 10 * GIB), (4 * GIB, 4 * GIB), (0, 0)):
-        monkeypatch.setattr("device_placement._machine.host_memory", lambda free=host_free: (free, 64 * GIB))
+        monkeypatch.setattr(
+            "device_placement.machine._torch_machine.host_memory", lambda free=host_free: (free, 64 * GIB)
+        )
         assert TorchMachine().memory("mps") == (expected, 12 * GIB)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import device_placement
 
-SOURCES = sorted(Path(device_placement.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(device_placement.__file__).parent.rglob("*.py"))
 
 
 def test_only_the_adapter_says_torch_cuda() -> None:

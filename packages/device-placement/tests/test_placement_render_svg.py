@@ -21,8 +21,8 @@ from device_placement import (
     render_svg,
     render_timeline_svg,
 )
-from device_placement._svg import COMPUTE_COLOUR, DONOR_COLOURS, MARGIN, WIDTH, lighter, ticks
-from device_placement._svg_plan import device_colours
+from device_placement.report._svg import COMPUTE_COLOUR, DONOR_COLOURS, MARGIN, WIDTH, lighter, ticks
+from device_placement.report._svg_plan import device_colours
 
 SVG = "{http://www.w3.org/2000/svg}"
 HARDWARE = machine(8 * GIB, gb_per_second=6, donors=("cuda:1", "cpu"))

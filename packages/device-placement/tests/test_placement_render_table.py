@@ -11,7 +11,7 @@ from placement_trees import GIB, flux_tree, machine, rest, tree_of, trees, unit
 
 from block_discovery import BlockTree
 from device_placement import PlacementPlan, plan, predict, render_table
-from device_placement._wording import round_seconds, seconds_text, unit_for
+from device_placement.report._wording import round_seconds, seconds_text, unit_for
 
 HARDWARE = machine(8 * GIB, donors=("cuda:1", "cpu"))
 BLOCKS = [unit(f"double_blocks.{i}", (GIB // 8,) * 4) for i in range(4)]

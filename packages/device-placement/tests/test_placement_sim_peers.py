@@ -10,7 +10,7 @@ import torch
 from placement_models import Machine, accelerator, example_input, plan_for, stack
 
 from device_placement import AcceleratorBackend, PeerCopyError, place
-from device_placement import _peer as peer
+from device_placement.machine import _copies as peer
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 import torch
 from placement_models import Machine, accelerator, example_input, plan_for, stack
 
-from device_placement import AcceleratorBackend, DeviceUnavailableError, _pinning, place
-from device_placement._pinning import HostMemory, default_budget_bytes
+from device_placement import AcceleratorBackend, DeviceUnavailableError, place
+from device_placement.copying import _pinning
+from device_placement.copying._pinning import HostMemory, default_budget_bytes
 
 SHARE = 18432
 """Bytes of one block of the stack, every tensor aligned."""

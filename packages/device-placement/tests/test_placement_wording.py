@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_placement._svg import legend, legend_rows, lighter, number, ticks
-from device_placement._wording import seconds_text, share_text, size_text, unit_for
+from device_placement.report._svg import legend, legend_rows, lighter, number, ticks
+from device_placement.report._wording import seconds_text, share_text, size_text, unit_for
 
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 SIZES = {"GB": 1 << 30, "MB": 1 << 20, "KB": 1 << 10}

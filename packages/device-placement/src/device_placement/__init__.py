@@ -22,33 +22,33 @@ from device_placement._errors import (
 from device_placement._estimate import Bound, Estimate, Span
 from device_placement._hardware import Device, Hardware, Link
 from device_placement._plan import PlacementPlan, Policy, TensorHome, UnitPlacement
-from device_placement._planner import plan
-from device_placement._predict import predict
 from device_placement._stats import PlacementStats
-from device_placement._svg_plan import render_svg
-from device_placement._svg_timeline import render_timeline_svg
-from device_placement._tables import render_table
+from device_placement.planning._planner import plan
+from device_placement.planning._predict import predict
+from device_placement.report._svg_plan import render_svg
+from device_placement.report._svg_timeline import render_timeline_svg
+from device_placement.report._tables import render_table
 
 if TYPE_CHECKING:
-    from device_placement._backend import Backend
-    from device_placement._backend_accelerator import AcceleratorBackend
-    from device_placement._backend_emulated import EmulatedBackend
-    from device_placement._backend_same import SameDeviceBackend
-    from device_placement._diagnose import Finding, diagnose
-    from device_placement._place import place
-    from device_placement._placed import PlacedModel
-    from device_placement._probe import probe
+    from device_placement.copying._accelerator import AcceleratorBackend
+    from device_placement.copying._backend import Backend
+    from device_placement.copying._emulated import EmulatedBackend
+    from device_placement.copying._same_device import SameDeviceBackend
+    from device_placement.engine._handle import PlacedModel
+    from device_placement.engine._place import place
+    from device_placement.machine._diagnose import Finding, diagnose
+    from device_placement.machine._probe import probe
 else:
     _NEED_TORCH = {
-        "AcceleratorBackend": "_backend_accelerator",
-        "Backend": "_backend",
-        "EmulatedBackend": "_backend_emulated",
-        "Finding": "_diagnose",
-        "PlacedModel": "_placed",
-        "SameDeviceBackend": "_backend_same",
-        "diagnose": "_diagnose",
-        "place": "_place",
-        "probe": "_probe",
+        "AcceleratorBackend": "copying._accelerator",
+        "Backend": "copying._backend",
+        "EmulatedBackend": "copying._emulated",
+        "Finding": "machine._diagnose",
+        "PlacedModel": "engine._handle",
+        "SameDeviceBackend": "copying._same_device",
+        "diagnose": "machine._diagnose",
+        "place": "engine._place",
+        "probe": "machine._probe",
     }
 
     def __getattr__(name: str) -> object:

@@ -1,7 +1,7 @@
 """Lossless packed bf16: weights at 70 % of their bytes, decoded when they are used.
 
 To the planner and the engine a packed weight is a tensor that describes itself by ``__tensor_flatten__``.
-May import: _errors, _estimate, _hardware, _plan, _planner, _predict, _select.
+May import: _errors, _estimate, _hardware, _plan, planning.
 """
 
 from importlib import import_module

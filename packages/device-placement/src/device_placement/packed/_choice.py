@@ -13,10 +13,10 @@ from device_placement._errors import BudgetTooSmallError, InvalidPlanError
 from device_placement._estimate import Estimate
 from device_placement._hardware import Hardware
 from device_placement._plan import PlacementPlan, Policy, check_seconds
-from device_placement._planner import plan
-from device_placement._predict import predict
-from device_placement._select import assumed_weight
 from device_placement.packed._sizes import is_worth_packing
+from device_placement.planning._planner import plan
+from device_placement.planning._predict import predict
+from device_placement.planning._selection import assumed_weight
 
 Pack = Literal["never", "auto", "always"]
 
