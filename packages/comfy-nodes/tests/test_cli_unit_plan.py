@@ -215,7 +215,7 @@ def test_words_that_contradict_end_with_2(
         (["--spec", "cuda:0,*", "--device", "cuda:0=8gb", "--device", "cpu=8gb"], "are missing"),
         (["--spec", "cuda:0,4gb;cuda:1,*", *MACHINE], 'no device "cuda:1" here'),
         (["--virtual-ram-gb", "100", *MACHINE], "the model has only"),
-        (["--spec", "cuda:0,1kb;cpu,*", *MACHINE], "bytes are missing"),
+        (["--spec", "cuda:0,1kb;cpu,*", *MACHINE], "too small"),
         (["--prefix", "nothing.", *MACHINE], "'nothing.'"),
     ],
 )

@@ -44,7 +44,7 @@ def late_threads(package: types.ModuleType) -> Iterator[None]:
     A package that forgets to wait finds nothing done, on any machine; one that waits where it must notices nothing.
     At the end whatever is left is done.
     """
-    module: Any = importlib.import_module(f"{package.__name__}._worker")
+    module: Any = importlib.import_module(f"{package.__name__}.copying._worker")
     turns = _Turns()
     numbers: dict[int, int] = {}
     give, wait, close = module.Worker.give, module.Job.wait, module.Worker.close

@@ -92,7 +92,7 @@ def test_a_buffer_that_goes_is_unlocked_after_the_device_is_done(driver: PaperDr
 def test_a_refused_lock_is_an_answer_of_the_device(driver: PaperDriver) -> None:
     driver.limit_bytes = PAGE
     buffer = _cuda.registered_buffer(PAGE)
-    with pytest.raises(AllocationRefused, match="cudaHostRegister of 4096 bytes answered 2"):
+    with pytest.raises(AllocationRefused, match="cudaHostRegister of 4 KiB answered 2"):
         _cuda.registered_buffer(1)
     assert list(driver.locked) == [buffer.data_ptr()]
 

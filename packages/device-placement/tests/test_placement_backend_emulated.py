@@ -195,7 +195,7 @@ def test_a_copy_that_arrived_early_costs_no_wait() -> None:
 def test_a_capacity_is_used_up_and_given_back() -> None:
     backend = EmulatedBackend([], capacities={"emulated:1": 1000})
     first = backend.allocate("emulated:1", 600)
-    with pytest.raises(AllocationRefused, match="emulated:1 has 400 of 1000 bytes free"):
+    with pytest.raises(AllocationRefused, match="400 bytes of 1000 bytes are free"):
         backend.allocate("emulated:1", 401)
     assert backend.free_bytes("emulated:1") == 400
     del first

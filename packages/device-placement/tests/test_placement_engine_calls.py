@@ -301,7 +301,7 @@ def test_a_unit_that_is_never_called_is_reported(caplog: pytest.LogCaptureFixtur
         assert handle.stats().uncalled == ("blocks.4",)
         assert not caplog.records
         machine.run(model, x)
-    assert "1 units with streamed tensors were not called in the first pass (blocks.4)" in caplog.text
+    assert "1 units with streamed tensors were not called in the first forward (blocks.4)" in caplog.text
 
 
 class Pair(NamedTuple):

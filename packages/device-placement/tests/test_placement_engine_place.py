@@ -153,7 +153,9 @@ def test_no_room_anywhere_is_stated_and_everything_is_back() -> None:
     before = everything(model)
     plan = plan_for(model, machine, home=lambda name: "emulated:1" if name.startswith("blocks") else None)
     backend = machine.make_backend()
-    with pytest.raises(DevicesFullError, match=r"'blocks\.3' needs \d+ bytes .*every tensor is back") as caught:
+    with pytest.raises(
+        DevicesFullError, match=r"'blocks\.3' needs .* no device has room .*every tensor is back"
+    ) as caught:
         place(model, plan, backend=backend)
     assert list(caught.value.refusals) == ["emulated:1", "emulated:2", "cpu"]
     assert caught.value.needed_bytes == unit_bytes()
@@ -198,7 +200,7 @@ def test_no_room_for_the_slots_brings_everything_back() -> None:
     model, x = stack(), example_input()
     expected = model(x)
     before = everything(model)
-    with pytest.raises(BudgetTooSmallError, match=r"2 streaming slots of \d+ bytes.*fewer slots") as caught:
+    with pytest.raises(BudgetTooSmallError, match=r"2 x .* of streaming buffers .*fewer slots") as caught:
         place(model, plan_for(model, machine), backend=backend)
     assert caught.value.available_bytes == unit_bytes()
     assert everything(model) == before

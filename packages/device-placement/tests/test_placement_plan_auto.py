@@ -154,10 +154,14 @@ def test_a_plan_that_was_tampered_with_is_read_as_another_or_refused(
     [
         (("units", 1), 3, r"units\[1\]: expected an object, got 3"),
         (("units",), {}, r"units: expected a list"),
-        (("units", 0, "homes", 1, "size_bytes"), True, r"units\[0\]\.homes\[1\]\.size_bytes: expected int, got True"),
+        (
+            ("units", 0, "homes", 1, "size_bytes"),
+            True,
+            r"units\[0\]\.homes\[1\]\.size_bytes: expected an integer",
+        ),
         (("policy",), "magic", r"policy: expected one of 'stripe'"),
-        (("slots",), 2.0, r"slots: expected int, got 2\.0"),
-        (("units", 0, "colour"), "red", r"units\[0\]\.colour: unknown field of UnitPlacement"),
+        (("slots",), 2.0, r"slots: expected an integer, got 2\.0"),
+        (("units", 0, "colour"), "red", r"units\[0\]\.colour: unknown field"),
         (("version",), 2, r"version: expected 1, got 2"),
         (("format",), "device-placement/estimate", r"\"format\": \"device-placement/plan\""),
     ],

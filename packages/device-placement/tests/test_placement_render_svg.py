@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from placement_trees import GIB, flux_seconds, flux_tree, machine, rest, tree_of, trees, unit
 
+from alloc_spec import human_size
 from block_discovery import BlockTree
 from device_placement import (
     InvalidPlanError,
@@ -69,14 +70,14 @@ def test_bars_are_as_high_as_the_bytes_they_stand_for(policy: Policy) -> None:
 def test_the_legend_names_every_device_with_its_bytes() -> None:
     shown = texts(render_svg(PLAN))
     held = PLAN.bytes_on("cuda:1")
-    assert f"streamed from cuda:1: {held / GIB:.2f} GB ({100 * held / PLAN.size_bytes:.1f}%)" in shown
+    assert f"streamed from cuda:1: {human_size(held)} ({100 * held / PLAN.size_bytes:.1f}%)" in shown
     assert any(text.startswith("resident on cuda:0: ") for text in shown)
     assert any(text.startswith("streamed from cpu: ") for text in shown)
 
 
 def test_a_bar_says_under_the_pointer_what_it_is() -> None:
     tips = [element.text for element in parsed(render_svg(PLAN)).iter(f"{SVG}title")]
-    assert any(re.fullmatch(r"blocks\.3: cuda:0 [\d.]+ MB, cuda:1 [\d.]+ MB", tip or "") for tip in tips)
+    assert any(re.fullmatch(r"blocks\.3: cuda:0 [\d.]+ MiB, cuda:1 [\d.]+ MiB", tip or "") for tip in tips)
 
 
 def test_stretches_of_siblings_are_named_once() -> None:

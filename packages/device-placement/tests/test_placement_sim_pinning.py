@@ -64,7 +64,7 @@ def test_a_refused_pin_is_normal(sim: types.ModuleType, machine: Machine, caplog
     assert copies == {"async": 3 * 6 * SHARE}
     assert weights == 3 * SHARE
     assert everything == 3 * SHARE + 2 * 4096
-    assert "pinning 18432 bytes was refused after 55296 bytes" in caplog.text
+    assert "pinning 18 KiB was refused after 54 KiB" in caplog.text
     assert "2 of 4 bounce buffers could be pinned" in caplog.text
 
 

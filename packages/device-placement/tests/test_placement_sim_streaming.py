@@ -175,7 +175,7 @@ def test_a_refusal_in_the_middle_leaves_nothing_half_placed(
 def test_a_donor_without_room_for_the_test_pattern_is_named(sim: types.ModuleType, machine: Machine) -> None:
     model = stack()
     sim.set_capacity(1, sim.mem(1).used + 4096)
-    with pytest.raises(DeviceUnavailableError, match="'sim:1' cannot be used: there is no room for 65539 bytes"):
+    with pytest.raises(DeviceUnavailableError, match="'sim:1' cannot be used: there is no room for 64 KiB"):
         place(model, plan_for(model, machine), backend=machine.make_backend())
 
 

@@ -1,4 +1,4 @@
-"""Bytes, seconds and coordinates for people: readable at any size, and never further off than the digits shown."""
+"""Shares, units and coordinates for people: never further off than the digits shown."""
 
 from __future__ import annotations
 
@@ -10,56 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_placement.report._svg import legend, legend_rows, lighter, number, ticks
-from device_placement.report._wording import seconds_text, share_text, size_text, unit_for
-
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-SIZES = {"GB": 1 << 30, "MB": 1 << 20, "KB": 1 << 10}
-
-
-@given(st.floats(0, 1e7))
-def test_a_duration_reads_back_as_what_it_was_to_three_digits(seconds: float) -> None:
-    value, unit = seconds_text(seconds).split()
-    assert re.fullmatch(r"\d+(\.\d+)?", value), "a plain number, no exponent"
-    assert float(value) * SECONDS[unit] == pytest.approx(seconds, rel=5e-3, abs=5e-13)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "0 s"),
-        (0.9994, "999 ms"),
-        (0.9996, "1 s"),
-        (999.6e-6, "1 ms"),
-        (999.6e-9, "1 us"),
-        (1.5e-9, "1.5 ns"),
-        (999.6, "1000 s"),
-        (1234.5, "1234 s"),
-        (86400.0, "86400 s"),
-    ],
-)
-def test_a_duration_never_has_an_exponent(seconds: float, text: str) -> None:
-    assert seconds_text(seconds) == text
-
-
-@given(st.integers(1 << 10, 1 << 60))
-def test_a_size_reads_back_as_what_it_was_to_two_decimals(size_bytes: int) -> None:
-    value, unit = size_text(size_bytes).split()
-    assert float(value) * SIZES[unit] == pytest.approx(size_bytes, rel=5.1e-3)
-    assert unit == "GB" or float(value) < 1024
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [
-        (0, "0.00 KB"),
-        (512, "0.50 KB"),
-        ((1 << 20) - 1, "1.00 MB"),
-        ((1 << 30) - 1, "1.00 GB"),
-        ((1 << 30) - (1 << 20), "1023.00 MB"),
-    ],
-)
-def test_a_size_just_below_the_next_unit_is_one_of_it(size_bytes: int, text: str) -> None:
-    assert size_text(size_bytes) == text
+from device_placement.report._units import share_text, unit_for
 
 
 @given(st.integers(0, 1 << 50), st.integers(1, 1 << 50))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from alloc_spec import human_size
+
 
 class PlacementError(Exception):
     """Root of every error that this package raises. All of them can be pickled, data included."""
@@ -18,6 +20,10 @@ def _rebuilt(kind: type[PlacementError], args: tuple[object, ...], data: Mapping
     error = kind.__new__(kind, *args)
     vars(error).update(data)
     return error
+
+
+def _needed(size_bytes: int) -> str:
+    return human_size(max(0, size_bytes), rounding="up")
 
 
 class InvalidHardwareError(PlacementError, ValueError):
@@ -95,8 +101,9 @@ class BudgetTooSmallError(PlacementError):
         self.suggestion = suggestion
         fitting = "" if suggestion is None else f'\nthis would fit: "{suggestion}"'
         super().__init__(
-            f"{what} need {needed_bytes} bytes on {device} but {available_bytes} bytes may be used there: "
-            f"{self.missing_bytes} bytes are missing; {remedy}{fitting}"
+            f"{device} is {_needed(self.missing_bytes)} too small: {what} need {_needed(needed_bytes)}, "
+            f"{human_size(max(0, available_bytes), rounding='down')} are available. {remedy[:1].upper()}{remedy[1:]}"
+            f"{fitting}"
         )
 
     def with_suggestion(self, suggestion: str) -> BudgetTooSmallError:
@@ -164,8 +171,8 @@ class DevicesFullError(PlacementError):
         self.refusals = dict(refusals)
         answers = "; ".join(f"{device}: {answer}" for device, answer in self.refusals.items())
         super().__init__(
-            f"{what} needs {needed_bytes} bytes and no device has them ({answers}); every tensor is back where it was; "
-            f"{remedy}"
+            f"{what} needs {_needed(needed_bytes)} and no device has room ({answers}); every tensor is back where it "
+            f"was; {remedy}"
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from alloc_spec import human_size
 from device_placement._errors import DeviceUnavailableError, HandleStateError, PeerCopyError
 from device_placement.copying._pinning import HostMemory
 from device_placement.copying._streams import (
@@ -125,7 +126,7 @@ class AcceleratorBackend:
             except torch.OutOfMemoryError as error:
                 raise DeviceUnavailableError(
                     str(source),
-                    f"there is no room for {_copies.PATTERN_BYTES} bytes to test its link to {target}",
+                    f"there is no room for {human_size(_copies.PATTERN_BYTES)} to test its link to {target}",
                     "free memory on both, or take it off the donors",
                 ) from error
         return self._reachable[source, target]
@@ -200,7 +201,7 @@ class AcceleratorStreamer:
             except AllocationRefused as refusal:
                 raise DeviceUnavailableError(
                     donor,
-                    f"its bytes have to go through the host, which has no {size_bytes} for them ({refusal.answer})",
+                    f"its bytes go through the host, which has no {human_size(size_bytes)} free ({refusal.answer})",
                     "free host memory, or take it off the donors",
                 ) from refusal
         return hop

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alloc_spec import human_size
 from device_placement._errors import InvalidHardwareError, UnknownLinkError
 from device_placement._hardware import Link
 from device_placement.copying._clock import Clock, SystemClock
@@ -66,7 +67,8 @@ class EmulatedBackend:
         """CPU memory, counted against the capacity of `name` for as long as the returned object lives."""
         free_bytes = self.free_bytes(name)
         if free_bytes is not None and size_bytes > free_bytes:
-            raise AllocationRefused(f"{name} has {free_bytes} of {self._capacities[name]} bytes free")
+            free = human_size(free_bytes, rounding="down")
+            raise AllocationRefused(f"{free} of {human_size(self._capacities[name])} are free")
         buffer = allocate_or_refuse(size_bytes, torch.device("cpu"))
         return self._ledgers[name].note(buffer) if name in self._ledgers else buffer
 

@@ -12,6 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
+from alloc_spec import human_size
 from device_placement._errors import DeviceUnavailableError
 from device_placement.copying._ledger import Ledger
 from device_placement.machine import _cuda
@@ -61,9 +62,9 @@ class HostMemory:
         except AllocationRefused as refusal:
             self._refused = True
             _log.warning(
-                "pinning %d bytes was refused after %d bytes (%s); the rest is copied through a few pinned buffers",
-                size_bytes,
-                self.pinned_bytes,
+                "pinning %s was refused after %s (%s); the rest is copied through a few pinned buffers",
+                human_size(size_bytes),
+                human_size(self.pinned_bytes),
                 refusal.answer,
             )
             if reader.type == "cuda":

@@ -10,11 +10,8 @@ Threads take turns: one holds the engine from `enter` to `leave`, since a module
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 import threading
-import types
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import perf_counter_ns
@@ -27,13 +24,12 @@ from device_placement.copying._backend import Streamer
 from device_placement.engine._change_watch import Homes
 from device_placement.engine._claims import claim
 from device_placement.engine._outputs import out_of
+from device_placement.engine._prefetch import fetch_ahead, fetch_now, report_uncalled
 from device_placement.engine._prefetch_order import CallOrder
 from device_placement.engine._replacement import Allocate
 from device_placement.engine._slots import Ring
 from device_placement.engine._streamed_unit import Slot, StreamedUnit
 from device_placement.tensors._stored import Kept
-
-_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -175,7 +171,7 @@ class Engine:
             if written:
                 self._running_ring().refill(unit)
                 raise StreamedWriteError(unit.path, [kept.name for kept in unit.tensors])
-            self._prefetch()
+            fetch_ahead(self._running_ring(), self._order)
             return saved
         finally:
             self.hook_nanoseconds += perf_counter_ns() - began
@@ -194,7 +190,7 @@ class Engine:
         with self.lock:
             self._abandon_left()
             if self.passes == 1:
-                self._report_uncalled()
+                report_uncalled(self.units)
             self.passes += 1
             if self._homes.reloaded:
                 self.refresh()
@@ -219,7 +215,7 @@ class Engine:
     def _abandon_left(self) -> None:
         """End forwards of the calling thread that were left without `leave`, as a KeyboardInterrupt leaves them."""
         for unit in reversed(self._active[:]):
-            if not _is_running(unit):
+            if not unit.is_running():
                 calls = unit.depth
                 self._restore(unit)
                 for _ in range(calls):
@@ -255,37 +251,9 @@ class Engine:
         ring = self._running_ring()
         slot = unit.slot
         if slot is None:
-            wanted = self._order.upcoming(len(ring.slots))
-            slot = ring.load(unit, wanted) or ring.load_anywhere(unit)
-        if slot is None:
-            self._abandon_left()
-            slot = ring.load_anywhere(unit)
-        if slot is None:
-            raise HandleStateError(
-                f"{unit.path!r} is called inside {len(ring.slots)} other streamed units and every slot is in use; "
-                f"plan at least {len(ring.slots) + 1} slots"
-            )
-        self._prefetch(current=unit)
+            slot = fetch_now(ring, self._order, unit, self._abandon_left)
+        fetch_ahead(ring, self._order, current=unit)
         return slot
-
-    def _prefetch(self, current: StreamedUnit | None = None) -> None:
-        """Start the copies of the units expected next, as many as there are slots for, sparing that of `current`."""
-        ring = self._running_ring()
-        wanted = self._order.upcoming(len(ring.slots))
-        spared = wanted if current is None else [*wanted, current]
-        for unit in wanted:
-            if unit.slot is None and ring.load(unit, spared) is None:
-                return
-
-    def _report_uncalled(self) -> None:
-        uncalled = [unit.path for unit in self.units if not unit.calls]
-        if uncalled:
-            _log.warning(
-                "%d units with streamed tensors were not called in the first pass (%s); if a forward reads their "
-                "tensors without calling them, give them a home on the compute device",
-                len(uncalled),
-                ", ".join(uncalled[:5]),
-            )
 
     def _claim(self, tensors: Sequence[Kept]) -> None:
         claim((part for kept in tensors for part, _ in kept.pointers), self)
@@ -344,7 +312,7 @@ class Engine:
             with torch.inference_mode(False), torch.no_grad():
                 self._ring = self._make_ring(self._slots)
             try:
-                self._prefetch()
+                fetch_ahead(self._ring, self._order)
             except BaseException:
                 self._give_slots_back()
                 raise
@@ -427,14 +395,3 @@ class Engine:
                 raise HandleStateError(
                     f"{what} was called inside the forward of {self._active[-1].path!r}; wait for its end"
                 )
-
-
-def _is_running(unit: StreamedUnit) -> bool:
-    """Whether a forward of the unit is on the stack of the calling thread."""
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
-        running = frame.f_locals.get("self")
-        if any(running is caller for caller in unit.callers):
-            return True
-        frame = frame.f_back
-    return False

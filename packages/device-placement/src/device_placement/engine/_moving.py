@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from alloc_spec import human_size
 from device_placement._errors import BudgetTooSmallError, DevicesFullError
 from device_placement._plan import PlacementPlan, UnitPlacement, aligned_bytes
 from device_placement.copying._backend import Backend
@@ -170,7 +171,7 @@ class Mover:
                 refusals[name] = refusal.answer
                 continue
             if refusals:
-                warning = f"{unit}: {size_bytes} bytes went to {name}, since {'; '.join(refusals)} had no room"
+                warning = f"{unit}: {human_size(size_bytes)} went to {name}, since {'; '.join(refusals)} had no room"
                 self.warnings.append(warning)
                 _log.warning("%s (%s)", warning, "; ".join(refusals.values()))
             return name, buffer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alloc_spec import human_size
 from device_placement._errors import BudgetTooSmallError
 from device_placement.copying._backend import Backend, Streamer
 from device_placement.engine._streamed_unit import Slot, StreamedUnit
@@ -49,7 +50,7 @@ class Ring:
             slots.clear()
             raise BudgetTooSmallError(
                 device=compute,
-                what=f"{count} streaming slots of {slot_bytes} bytes",
+                what=f"{count} x {human_size(slot_bytes, rounding='up')} of streaming buffers",
                 needed_bytes=count * slot_bytes,
                 available_bytes=available_bytes,
                 remedy=f"keep less of the model resident, or plan fewer slots ({refusal.answer})",

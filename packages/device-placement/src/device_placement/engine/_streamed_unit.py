@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Iterable
 
 import torch
@@ -198,6 +200,16 @@ class StreamedUnit:
         for part in parts:
             for handle in self.scouts.pop(part, ()):
                 handle.remove()
+
+    def is_running(self) -> bool:
+        """Whether a forward of the unit is on the stack of the calling thread."""
+        frame: types.FrameType | None = sys._getframe()
+        while frame is not None:
+            running = frame.f_locals.get("self")
+            if any(running is caller for caller in self.callers):
+                return True
+            frame = frame.f_back
+        return False
 
     def forget_slots(self) -> None:
         """Drop everything that refers to slots, which are about to go."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from alloc_spec import human_size
 from device_placement._errors import DeviceUnavailableError
 from device_placement.machine._allocation import AllocationRefused, allocate_or_refuse
 
@@ -76,7 +77,7 @@ def registered_buffer(size_bytes: int) -> torch.Tensor:
     locked_bytes = -(-size_bytes // _PAGE_BYTES) * _PAGE_BYTES
     answer = _runtime().cudaHostRegister(start, locked_bytes, _REGISTER_PORTABLE)
     if int(answer) != 0:
-        raise AllocationRefused(f"cudaHostRegister of {locked_bytes} bytes answered {answer}")
+        raise AllocationRefused(f"cudaHostRegister of {human_size(locked_bytes)} answered {answer}")
     buffer = _tensor_at(start, size_bytes, owner=raw)
     # The finalizer holds the memory until the driver has let go of it, whatever else is dropped before.
     weakref.finalize(buffer, _unregister, raw, start).atexit = False

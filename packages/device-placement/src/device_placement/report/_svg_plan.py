@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alloc_spec import human_size
 from device_placement._plan import PlacementPlan, UnitPlacement
 from device_placement.report._svg import (
     COMPUTE_COLOUR,
@@ -18,7 +19,7 @@ from device_placement.report._svg import (
     text,
     ticks,
 )
-from device_placement.report._wording import Unit, share_text, size_text, unit_for
+from device_placement.report._units import Unit, share_text, unit_for
 
 _MAX_BARS = 240
 """Beyond that a bar is thinner than 4 pixels; neighbours are then drawn as one."""
@@ -44,9 +45,9 @@ def render_svg(plan: PlacementPlan) -> str:
     entries = [(colours[name], _legend_text(plan, name)) for name in (plan.compute, *plan.donors)]
     legend_top = _TOP + _BARS_HEIGHT + 62
     height = legend_top + 20 * max(1, legend_rows(entries))
-    label = f"Placement of a model of {size_text(plan.size_bytes)} on {', '.join(colours)}"
+    label = f"Placement of a model of {human_size(plan.size_bytes)} on {', '.join(colours)}"
     parts = [
-        text(MARGIN, 38, f"{size_text(plan.size_bytes)} on {_listed(list(colours))}", style="ink title"),
+        text(MARGIN, 38, f"{human_size(plan.size_bytes)} on {_listed(list(colours))}", style="ink title"),
         text(MARGIN, 60, _subtitle(plan), style="muted"),
         *_strip(plan, colours),
         *_bars(plan, colours),
@@ -70,15 +71,15 @@ def _subtitle(plan: PlacementPlan) -> str:
     if not plan.streamed_bytes:
         return f"everything resident on {plan.compute}, nothing is streamed"
     return (
-        f"policy {plan.policy}: {size_text(plan.streamed_bytes)} streamed to {plan.compute} a pass, "
-        f"through {plan.slots} slots of {size_text(plan.slot_bytes)}"
+        f"policy {plan.policy}: {human_size(plan.streamed_bytes)} streamed to {plan.compute} a pass, "
+        f"through {plan.slots} slots of {human_size(plan.slot_bytes)}"
     )
 
 
 def _legend_text(plan: PlacementPlan, name: str) -> str:
     held = plan.bytes_on(name)
     role = "resident on" if name == plan.compute else "streamed from"
-    return f"{role} {name}: {size_text(held)} ({share_text(held, plan.size_bytes)})"
+    return f"{role} {name}: {human_size(held)} ({share_text(held, plan.size_bytes)})"
 
 
 def _strip(plan: PlacementPlan, colours: dict[str, str]) -> list[str]:

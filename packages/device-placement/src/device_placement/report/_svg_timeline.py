@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from alloc_spec import human_seconds
 from device_placement._errors import InvalidPlanError
 from device_placement._estimate import Estimate, Span
 from device_placement.report._svg import MARGIN, WIDTH, box, document, legend, legend_rows, lighter, line, text, ticks
 from device_placement.report._svg_plan import device_colours
-from device_placement.report._wording import seconds_text
 
 _LEFT = MARGIN + 118
 _RIGHT = WIDTH - MARGIN
@@ -40,7 +40,7 @@ def render_timeline_svg(estimate: Estimate) -> str:
     height = bottom + 52 + 20 * legend_rows(entries)
     scale = (_RIGHT - _LEFT) / estimate.seconds if estimate.seconds else 0.0
     parts = [
-        text(MARGIN, 38, f"One pass: {seconds_text(estimate.seconds)} (predicted)", style="ink title"),
+        text(MARGIN, 38, f"One pass: {human_seconds(estimate.seconds)} (predicted)", style="ink title"),
         text(MARGIN, 60, _subtitle(estimate), style="muted"),
         *_axis(estimate.seconds, scale, bottom),
     ]
@@ -56,11 +56,11 @@ def render_timeline_svg(estimate: Estimate) -> str:
             *_spans(spans, y=y, scale=scale, colour=colours[name]),
         ]
     parts += legend(bottom + 52, entries)
-    return document(height, label=f"Timeline of one predicted pass of {seconds_text(estimate.seconds)}", parts=parts)
+    return document(height, label=f"Timeline of one predicted pass of {human_seconds(estimate.seconds)}", parts=parts)
 
 
 def _subtitle(estimate: Estimate) -> str:
-    compute = seconds_text(estimate.compute_seconds or 0.0)
+    compute = human_seconds(estimate.compute_seconds or 0.0)
     slower = f"{estimate.slowdown:.2f} x the {compute} of a resident model" if estimate.slowdown else "no compute"
     reason = {
         "compute": "the compute device",
@@ -68,7 +68,7 @@ def _subtitle(estimate: Estimate) -> str:
         "buffer": "the buffers (too few slots, or uneven shares)",
     }
     bound = reason[estimate.bound or "compute"]
-    return f"{slower}; bound by {bound}; the busiest link copies for {seconds_text(estimate.transfer_seconds)}"
+    return f"{slower}; bound by {bound}; the busiest link copies for {human_seconds(estimate.transfer_seconds)}"
 
 
 def _axis(seconds: float, scale: float, bottom: float) -> list[str]:
@@ -77,7 +77,7 @@ def _axis(seconds: float, scale: float, bottom: float) -> list[str]:
         x = _LEFT + tick * scale
         parts += [
             line(x, _TOP - 8, x, bottom - 8),
-            text(x, bottom + 10, seconds_text(tick), style="muted", anchor="middle"),
+            text(x, bottom + 10, human_seconds(tick), style="muted", anchor="middle"),
         ]
     return parts
 
@@ -89,7 +89,7 @@ def _spans(spans: list[Span], *, y: float, scale: float, colour: str) -> list[st
         first, last = run[0], run[-1]
         width = (last.end_seconds - first.start_seconds) * scale
         names = " to ".join(dict.fromkeys((first.unit or "rest", last.unit or "rest")))
-        tip = f"{names}: {seconds_text(first.start_seconds)} to {seconds_text(last.end_seconds)}"
+        tip = f"{names}: {human_seconds(first.start_seconds)} to {human_seconds(last.end_seconds)}"
         fill = lighter(colour) if index % 2 else colour
         parts.append(
             box(_LEFT + first.start_seconds * scale, y, width - min(0.5, width / 8), _LANE_HEIGHT, fill=fill, tip=tip)

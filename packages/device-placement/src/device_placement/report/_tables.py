@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from alloc_spec import human_seconds
 from device_placement._estimate import Estimate
 from device_placement._hardware import Hardware
 from device_placement._plan import PlacementPlan, UnitPlacement
 from device_placement.planning._predict import predict
-from device_placement.report._wording import Unit, round_seconds, seconds_text, share_text, unit_for
+from device_placement.report._units import Unit, round_seconds, share_text, unit_for
 
 _GAP = "  "
 
@@ -17,7 +18,7 @@ _GAP = "  "
 def render_table(plan: PlacementPlan, hardware: Hardware | None = None, estimate: Estimate | None = None) -> str:
     """Tables of a plan in plain ASCII: device allocation, layer distribution, final assignment.
 
-    Sizes are in GB of 2^30 bytes, as in the allocation language (MB of 2^20 or KB of 2^10 for a small model).
+    Sizes are in GiB, those of a small model in MiB or KiB.
 
     Args:
         plan: what to show.
@@ -31,22 +32,22 @@ def render_table(plan: PlacementPlan, hardware: Hardware | None = None, estimate
     >>> block = UnitPlacement(path="blocks.0", class_name="Block", kind="block", homes=homes)
     >>> plan = PlacementPlan(compute="cuda:0", donors=("cpu",), policy="stripe", slots=2, units=(block,))
     >>> print(render_table(plan))
-    ====================== Device allocation =======================
-    device  role      model GB  share  2 slots GB  together GB
-    ----------------------------------------------------------------
-    cuda:0  computes      1.00  33.3%        4.00         5.00
-    cpu     donor         2.00  66.7%                     2.00
-    ====================== Layer distribution ======================
-    layers          units  tensors  model GB   share  GB sent a pass
-    ----------------------------------------------------------------
-    blocks.* Block      1        3      3.00  100.0%            2.00
-    ======================= Final assignment =======================
-    device  whole units  parts of units  tensors  model GB  share
-    ----------------------------------------------------------------
-    cuda:0            0               1        1      1.00  33.3%
-    cpu               0               1        2      2.00  66.7%
-    ----------------------------------------------------------------
-    policy stripe; GB is 2^30 bytes, as in the allocation language
+    ======================= Device allocation ========================
+    device  role      model GiB  share  2 slots GiB  together GiB
+    ------------------------------------------------------------------
+    cuda:0  computes       1.00  33.3%         4.00          5.00
+    cpu     donor          2.00  66.7%                       2.00
+    ======================= Layer distribution =======================
+    layers          units  tensors  model GiB   share  GiB sent a pass
+    ------------------------------------------------------------------
+    blocks.* Block      1        3       3.00  100.0%             2.00
+    ======================== Final assignment ========================
+    device  whole units  parts of units  tensors  model GiB  share
+    ------------------------------------------------------------------
+    cuda:0            0               1        1       1.00  33.3%
+    cpu               0               1        2       2.00  66.7%
+    ------------------------------------------------------------------
+    policy stripe
     """
     unit = unit_for(plan.size_bytes)
     tables = [
@@ -55,7 +56,7 @@ def render_table(plan: PlacementPlan, hardware: Hardware | None = None, estimate
         ("Final assignment", _assignment(plan, unit)),
     ]
     bodies = [(title, _aligned(rows)) for title, rows in tables]
-    notes = [f"policy {plan.policy}; {unit.name} is {unit.meaning}, as in the allocation language"]
+    notes = [f"policy {plan.policy}"]
     if estimate is not None:
         notes.append(_prediction(plan, estimate, unit))
         if hardware is not None and estimate.seconds is None and estimate.transfer_seconds:
@@ -125,20 +126,20 @@ def _assignment(plan: PlacementPlan, unit: Unit) -> list[list[str]]:
 
 
 def _prediction(plan: PlacementPlan, estimate: Estimate, unit: Unit) -> str:
-    busy = seconds_text(estimate.transfer_seconds)
+    busy = human_seconds(estimate.transfer_seconds)
     sent = f"{unit.of(plan.streamed_bytes)} {unit.name} sent a pass, {busy} on the busiest link"
     if estimate.seconds is None and not estimate.transfer_seconds:
         return "predicted: no slowdown, since a steady pass sends nothing"
     if estimate.seconds is None:
         return f"predicted: {sent}; the compute time is not known"
     slower = f" ({estimate.slowdown:.2f} x all resident)" if estimate.slowdown else ""
-    return f"predicted: {seconds_text(estimate.seconds)} a pass{slower}, bound by the {estimate.bound}; {sent}"
+    return f"predicted: {human_seconds(estimate.seconds)} a pass{slower}, bound by the {estimate.bound}; {sent}"
 
 
 def _slowdowns(plan: PlacementPlan, hardware: Hardware, transfer_seconds: float) -> str:
     """The slowdown of passes that take less than the transfers, about as much, and more."""
     first, *others = [
-        (seconds_text(seconds), predict(plan, hardware, compute_seconds=seconds).slowdown)
+        (human_seconds(seconds), predict(plan, hardware, compute_seconds=seconds).slowdown)
         for seconds in round_seconds(transfer_seconds)
     ]
     more = "".join(f"; {seconds}: {slowdown:.2f} x" for seconds, slowdown in others)

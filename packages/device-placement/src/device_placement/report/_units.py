@@ -1,4 +1,4 @@
-"""Bytes and seconds for people."""
+"""Numbers of tables and pictures: one unit for a column, shares, round durations."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A unit for sizes, so that one table or picture uses one."""
+    """A unit for the sizes of one table or picture.
+
+    Attributes:
+        name: ``"GiB"``, ``"MiB"`` or ``"KiB"``.
+        exponent: it is 2 to this power bytes.
+    """
 
     name: str
     exponent: int
-
-    @property
-    def meaning(self) -> str:
-        """What the name stands for here."""
-        return f"2^{self.exponent} bytes"
 
     def of(self, size_bytes: int) -> str:
         """A size in this unit, two decimals, without its name."""
@@ -24,41 +24,16 @@ class Unit:
 
 
 def unit_for(size_bytes: int) -> Unit:
-    """The largest unit of the allocation language that `size_bytes` is at least one of, to two decimals of the smaller.
+    """The largest unit that `size_bytes` is at least one of, to two decimals of the smaller.
 
     >>> unit = unit_for(3 << 29)
-    >>> unit.of(3 << 29), unit.name, unit.meaning
-    ('1.50', 'GB', '2^30 bytes')
+    >>> unit.of(3 << 29), unit.name
+    ('1.50', 'GiB')
     """
-    for name, exponent in (("GB", 30), ("MB", 20)):
+    for name, exponent in (("GiB", 30), ("MiB", 20)):
         if round(size_bytes / (1 << exponent - 10), 2) >= 1024:
             return Unit(name=name, exponent=exponent)
-    return Unit(name="KB", exponent=10)
-
-
-def size_text(size_bytes: int) -> str:
-    """A size with its unit.
-
-    >>> size_text(5 << 20)
-    '5.00 MB'
-    """
-    unit = unit_for(size_bytes)
-    return f"{unit.of(size_bytes)} {unit.name}"
-
-
-def seconds_text(seconds: float) -> str:
-    """A duration with its unit: three digits, or whole seconds where these are more.
-
-    >>> seconds_text(2.1449), seconds_text(0.6), seconds_text(0.0000421), seconds_text(1111.3), seconds_text(0)
-    ('2.14 s', '600 ms', '42.1 us', '1111 s', '0 s')
-    """
-    if seconds >= 999.5:
-        return f"{seconds:.0f} s"
-    for name, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)):
-        digits = f"{seconds / scale:.3g}"
-        if float(digits) >= 1:
-            return f"{digits} {name}"
-    return "0 s" if seconds < 5e-13 else f"{digits} ns"
+    return Unit(name="KiB", exponent=10)
 
 
 def round_seconds(around: float) -> list[float]:
