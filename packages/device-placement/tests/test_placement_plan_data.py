@@ -281,5 +281,5 @@ def test_an_estimate_with_an_impossible_time_is_refused() -> None:
 
 
 def test_a_text_nested_too_deeply_is_refused() -> None:
-    with pytest.raises(InvalidJsonError, match="not JSON"):
+    with pytest.raises(InvalidJsonError, match="nested deeper"):
         PlacementPlan.from_json("[" * 100_000)
