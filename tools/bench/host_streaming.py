@@ -124,12 +124,13 @@ class Bench:
     def cast(self, way: str, policy: Policy, kept_bytes: int) -> Row:
         """Our patcher for a fresh model, and the host's casts."""
         from comfy_nodes.host._distribute import distribute
+        from comfy_nodes.host._prepare import prepare
 
         kept = Entry(device=self.name, amount=Bytes(size_bytes=kept_bytes))
         spec = AllocationSpec(entries=(kept, Entry(device="cpu", amount=Rest())))
         request = PlacementRequest(compute_device=self.name, allocation=spec, policy=policy)
         with self.model() as patcher:
-            placed = distribute(patcher, request, subject="flux", prefix="diffusion_model.")[0]
+            placed = distribute(patcher, prepare([], request, subject="flux"), prefix="diffusion_model.")[0]
             host("comfy.model_management").load_models_gpu([placed])
             row = self.measure(way, placed, kept_bytes)
             del placed

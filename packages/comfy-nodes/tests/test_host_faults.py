@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from host_testing import CAPACITY_BYTES, Host, comfyui, host, request, sized
@@ -142,10 +145,64 @@ def test_a_file_of_something_else(host: Host, tmp_path: Path) -> None:
         adapter.load_diffusion_model(path, request(None))
 
 
-def test_a_lora_in_the_place_of_a_model(host: Host) -> None:
+@pytest.mark.parametrize("spec", [None, "npu:0,1kb;cpu,*"])
+def test_a_lora_in_the_place_of_a_model(host: Host, spec: str | None) -> None:
     path = host.models / "loras" / f"tiny_{host.name}_lora.safetensors"
-    with pytest.raises(adapter.ModelFileError, match="architecture"):
-        adapter.load_diffusion_model(path, request(None))
+    for load in (adapter.load_diffusion_model, adapter.load_checkpoint, adapter.load_controlnet):
+        with pytest.raises(adapter.ModelFileError, match="it is a LoRA, not a model") as error:
+            load(path, request(spec))
+        assert str(error.value).count(str(path)) == 1
+    with pytest.raises(adapter.ModelFileError, match="it is a LoRA, not a model"):
+        adapter.load_text_encoders([path], request(spec))
+
+
+def gguf_file(path: Path, kind: str, names: Sequence[str], **metadata: int) -> Path:
+    writer = gguf.GGUFWriter(path, "flux")
+    if kind:
+        writer.add_string("general.type", kind)
+    for key, value in metadata.items():
+        writer.add_uint16(key.replace("__", "."), value)
+    for name in names:
+        writer.add_tensor(name, np.zeros((64, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("spec", [None, "npu:0,1kb;cpu,*"])
+def test_what_a_quantised_file_is_instead_is_named_once_with_one_remedy(
+    host: Host, tmp_path: Path, spec: str | None
+) -> None:
+    lora = [f"double_blocks.{i}.img_attn.qkv.weight.lora_{part}" for i in range(2) for part in "ab"]
+    vision = ["v.blk.0.attn_q.weight", "mm.0.weight"]
+    files = (
+        (gguf_file(tmp_path / "lora.gguf", "adapter", lora), "LoRA"),
+        (gguf_file(tmp_path / "mmproj.gguf", "mmproj", vision), "vision part"),
+        (gguf_file(tmp_path / "1-of-2.gguf", "", lora[:1], split__no=0, split__count=2), "part"),
+    )
+
+    def encoder(path: Path, asked: adapter.PlacementRequest) -> object:
+        return adapter.load_gguf_text_encoders([path], asked)
+
+    for path, named in files:
+        for load in (adapter.load_gguf_diffusion_model, encoder):
+            with pytest.raises(adapter.ModelFileError, match=named) as error:
+                load(path, request(spec))
+            said = str(error.value)
+            assert said.count(path.name) == 1
+            assert said.count(";") <= 1
+            assert "plain node" not in said
+
+
+@pytest.mark.parametrize("spec", [None, "npu:0,1kb;cpu,*"])
+def test_a_diffusion_model_in_the_place_of_a_text_encoder(host: Host, spec: str | None) -> None:
+    for load in (adapter.load_text_encoders, adapter.load_gguf_text_encoders):
+        with pytest.raises(adapter.ModelFileError, match="a diffusion model, not a text encoder"):
+            load([host.diffusion()], request(spec))
+    with pytest.raises(adapter.ModelFileError, match="a diffusion model, not a text encoder"):
+        adapter.load_gguf_text_encoders([host.diffusion("packed")], request(spec))
 
 
 def test_a_text_encoder_in_the_place_of_a_quantised_model(host: Host) -> None:

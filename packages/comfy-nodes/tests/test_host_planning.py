@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -171,3 +173,33 @@ def test_a_folder_that_is_not_there_is_named_with_the_places(host: Host) -> None
 
     with pytest.raises(FileNotFoundError, match=r"not-there with a model_index\.json is in none of .*diffusers"):
         _folders.diffusers_folder("sdxl-that-is-not-there")
+
+
+@pytest.mark.parametrize("kind", [BF16, "plain"])
+def test_a_load_reads_the_header_once_finds_the_device_once_and_plans_once(
+    host: Host, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision is planned from its header; float32 when it is loaded, since the host chooses its type."""
+    from comfy_nodes.host import _planning, _prepare
+
+    calls: Counter[str] = Counter()
+
+    def counted(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def count(*arguments: object, **options: object) -> object:
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, count)
+
+    for module, name in (
+        (_prepare, "read_model_header"),
+        (_prepare, "compute_device"),
+        (_planning, "plan"),
+        (_planning, "predict"),
+    ):
+        counted(module, name)
+    model = adapter.load_diffusion_model(host.diffusion(kind), request("npu:0,1mb;cpu,*")).value
+    assert calls == {"read_model_header": 1, "compute_device": 1, "plan": 1, "predict": 1}
+    assert host.sample(model).isfinite().all()

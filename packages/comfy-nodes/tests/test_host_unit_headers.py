@@ -11,7 +11,7 @@ from cli_gguf import write_gguf
 from safetensors.torch import save_file
 
 from comfy_nodes.host._errors import ModelFileError
-from comfy_nodes.host._headers import diffusion_prefix, has_header, loaded_sizes, read_sizes
+from comfy_nodes.host._headers import diffusion_prefix, has_header, read_model_header
 
 WEIGHTS = {"blocks.0.q.weight": torch.zeros(64, 64), "blocks.0.q.bias": torch.zeros(64)}
 
@@ -29,17 +29,20 @@ def packed(tmp_path: Path) -> Path:
 
 
 def test_shapes_and_bytes_of_a_plain_file(plain: Path) -> None:
-    assert read_sizes(plain) == {"blocks.0.q.weight": ((64, 64), 16384), "blocks.0.q.bias": ((64,), 256)}
+    assert read_model_header(plain).sizes == {"blocks.0.q.weight": ((64, 64), 16384), "blocks.0.q.bias": ((64,), 256)}
 
 
 def test_shapes_and_packed_bytes_of_a_quantised_file(packed: Path) -> None:
-    assert read_sizes(packed) == {"blocks.0.q.weight": ((64, 64), 64 * 2 * 34), "blocks.0.q.bias": ((64,), 256)}
+    assert read_model_header(packed).sizes == {
+        "blocks.0.q.weight": ((64, 64), 64 * 2 * 34),
+        "blocks.0.q.bias": ((64,), 256),
+    }
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "model.sft", "model.safetensors.index.json"])
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelFileError, match=name) as error:
-        read_sizes(tmp_path / name)
+        read_model_header(tmp_path / name)
     assert error.value.path.endswith(name)
 
 
@@ -48,7 +51,7 @@ def test_a_file_that_was_cut_off_says_by_how_much(plain: Path, missing: int) -> 
     whole = plain.read_bytes()
     plain.write_bytes(whole[:-missing])
     with pytest.raises(ModelFileError, match=f"ends {missing} bytes before"):
-        read_sizes(plain)
+        read_model_header(plain)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00", b"GGUF", b"<html>not found</html>", b"\xff" * 64])
@@ -57,14 +60,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, name: str, content:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=name):
-        read_sizes(path)
+        read_model_header(path)
 
 
 def test_pickled_files_have_no_header(tmp_path: Path) -> None:
     for name in ("model.ckpt", "model.pt", "model.bin"):
         assert not has_header(tmp_path / name)
         with pytest.raises(ModelFileError, match="says nothing"):
-            read_sizes(tmp_path / name)
+            read_model_header(tmp_path / name)
 
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
@@ -77,27 +80,27 @@ def test_half_precision_is_loaded_as_it_is_stored_unless_another_type_is_asked_f
     path = tmp_path / "model.safetensors"
     save_file({"a.weight": torch.zeros(8, 8).to(dtype), "a.bias": torch.zeros(8)}, path)
     is_half = dtype in (torch.float16, torch.bfloat16)
-    assert loaded_sizes(path) == (read_sizes(path) if is_half else None)
-    asked = loaded_sizes(path, 1)
+    assert read_model_header(path).loaded_sizes() == (read_model_header(path).sizes if is_half else None)
+    asked = read_model_header(path).loaded_sizes(1)
     assert asked == (None if dtype.itemsize == 1 else {"a.weight": ((8, 8), 64), "a.bias": ((8,), 8)})
 
 
 @pytest.mark.parametrize("element_bytes", [None, 1])
 def test_packed_weights_are_loaded_as_they_are_stored(packed: Path, element_bytes: int | None) -> None:
-    assert loaded_sizes(packed, element_bytes) == read_sizes(packed)
+    assert read_model_header(packed).loaded_sizes(element_bytes) == read_model_header(packed).sizes
 
 
 def test_of_a_model_without_matrices_nothing_is_known(tmp_path: Path) -> None:
     path = tmp_path / "scales.safetensors"
     save_file({"a.bias": torch.zeros(8).half()}, path)
-    assert loaded_sizes(path) is None
+    assert read_model_header(path).loaded_sizes() is None
 
 
 def test_of_a_model_in_several_files_nothing_is_known(plain: Path) -> None:
     index = plain.with_name("model.safetensors.index.json")
     index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(WEIGHTS, plain.name)}))
-    assert read_sizes(index) == read_sizes(plain)
-    assert loaded_sizes(index) is None
+    assert read_model_header(index).sizes == read_model_header(plain).sizes
+    assert read_model_header(index).loaded_sizes() is None
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "net."])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
@@ -14,71 +13,36 @@ from torch import nn
 from alloc_spec import AllocationSpec, Dialect
 from comfy_nodes.host import _compat
 from comfy_nodes.host._compiler import sample_without_compiler
-from comfy_nodes.host._headers import has_header, loaded_sizes, read_sizes
 from comfy_nodes.host._layers import Sizes, layer_tree
 from comfy_nodes.host._machine import known_device, reserve_bytes
 from comfy_nodes.host._patcher import PlacedPatcher
 from comfy_nodes.host._placement import settle
-from comfy_nodes.host._planning import compute_device, plan_tree
+from comfy_nodes.host._planning import plan_tree
+from comfy_nodes.host._prepare import Prepared
 from comfy_nodes.host._request import PlacementReport, PlacementRequest
 from device_placement import PlacementPlan
 
 _log = logging.getLogger(__name__)
 
-CPU = torch.device("cpu")
-
-
-def check_files(
-    paths: Sequence[str | Path], request: PlacementRequest, *, prefix: str = "", dtype: torch.dtype | None = None
-) -> None:
-    """Refuse what can be known to fail before anything is loaded.
-
-    A missing or cut-off file; a device that is not there; and where it can be known how large the loaded model will be,
-    an allocation that does not fit.
-
-    Args:
-        paths: of the files.
-        request: where the model computes and where its bytes live.
-        prefix: of the names in the file that are placed.
-        dtype: type in which the host loads weights; None where it chooses.
-
-    Raises:
-        HostError: see `plan_tree`.
-    """
-    compute_device(request)
-    sizes = [read_sizes(path) for path in paths if has_header(path) or not Path(path).is_file()]
-    if isinstance(request.allocation, AllocationSpec):
-        for name in request.allocation.devices:
-            known_device(name)
-    if not request.is_placed or len(paths) != 1 or not sizes or not (dtype or _compat.keeps_half_precision()):
-        return
-    loaded = loaded_sizes(paths[0], None if dtype is None else dtype.itemsize)
-    if loaded is not None:
-        plan_tree(layer_tree(loaded, prefix=prefix), request, subject=Path(paths[0]).name)
-
-
-def device_options(request: PlacementRequest) -> dict[str, Any]:
-    """The host's model options that load a model for the compute device and keep it in the host's memory until then."""
-    if request.compute_device is None and not request.is_placed:
-        return {}
-    return {"load_device": known_device(compute_device(request)), "offload_device": CPU}
-
 
 def distribute(
-    patcher: Any, request: PlacementRequest, *, subject: str, prefix: str = ""
+    patcher: Any, prepared: Prepared, *, subject: str | None = None, prefix: str = ""
 ) -> tuple[Any, PlacementReport]:
     """Give a fresh model's layers their homes, and return the patcher that respects them.
 
+    The plan made from the header holds where the loaded layers are those of the header; else they are planned now.
+
     Args:
         patcher: fresh from a loader of the host, classic, all weights in the host's memory.
-        request: where the model computes and where its bytes live.
-        subject: what the log calls the model.
+        prepared: what was asked for and planned before the weights were read.
+        subject: what the log calls the model; the names of its files where None.
         prefix: of the modules that are placed; the others are small and stay on the compute device.
 
     Raises:
-        HostError: see `plan_tree`; the patcher is untouched then.
+        HostError: see `plan_tree`; the patcher is unchanged then.
     """
-    model = patcher.model
+    model, request = patcher.model, prepared.request
+    subject = subject or prepared.subject
     if not request.is_placed:
         text = f"{subject}: loaded by the host for {patcher.load_device}"
         return patcher, PlacementReport(subject=subject, text=text)
@@ -88,7 +52,9 @@ def distribute(
         prefix=prefix,
         is_castable=lambda name: hasattr(modules[f"{prefix}{name}"], "comfy_cast_weights"),
     )
-    planned = plan_tree(tree, request, subject=subject)
+    planned = prepared.planned
+    if planned is None or planned.tree.units != tree.units:
+        planned = plan_tree(tree, request, prepared.compute, subject=subject)
     _log.info("%s", planned.report.text)
     _say_what_it_costs(request, subject)
     if request.eject_models:

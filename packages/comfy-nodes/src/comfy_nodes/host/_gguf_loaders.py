@@ -11,13 +11,15 @@ import comfy.sd
 import torch
 
 from comfy_nodes.host import _compat
-from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
+from comfy_nodes.host._contents import require_packed_model, require_text_encoder
+from comfy_nodes.host._distribute import distribute
 from comfy_nodes.host._errors import ModelFileError
 from comfy_nodes.host._gguf_dtypes import packed_encoder_dtype, packed_model_dtype
 from comfy_nodes.host._gguf_ops import operations
-from comfy_nodes.host._headers import GGUF_SUFFIX, diffusion_prefix, read_sizes
+from comfy_nodes.host._headers import GGUF_SUFFIX, ModelHeader, file_error, read_model_header
 from comfy_nodes.host._loaders import DIFFUSION_MODEL
 from comfy_nodes.host._patcher import PlacedPatcher
+from comfy_nodes.host._prepare import CPU, prepare
 from comfy_nodes.host._request import Loaded, PlacementRequest
 from gguf_loader import GgufError, get_gguf_metadata, load_gguf, load_text_encoder, rebuild_tokenizer
 
@@ -60,10 +62,9 @@ def load_gguf_diffusion_model(
     for name, value in (("dequant_dtype", dequant_dtype), ("patch_dtype", patch_dtype)):
         if value not in _TYPES:
             raise ModelFileError(path, f"unknown {name} {value!r}", f"use one of {', '.join(_TYPES)}")
-    check_files([path], request, prefix=diffusion_prefix(read_sizes(path)))
-    options = device_options(request)
-    patcher = reload_gguf(str(path), options, dequant_dtype)
-    model, report = distribute(PlacedPatcher.adopt(patcher), request, subject=Path(path).name, prefix=DIFFUSION_MODEL)
+    prepared = prepare([path], request, prefix=None, check=require_packed_model)
+    patcher = _load(prepared.headers[0], prepared.options, dequant_dtype)
+    model, report = distribute(PlacedPatcher.adopt(patcher), prepared, prefix=DIFFUSION_MODEL)
     model.lazy_patch_dtype = model.model.get_dtype_inference() if patch_dtype == "target" else _TYPES[patch_dtype]
     return Loaded(value=model, reports=(report,))
 
@@ -87,7 +88,7 @@ def load_gguf_text_encoders(
         HostError: a file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
-    check_files(paths, request)
+    prepared = prepare(paths, request, check=require_text_encoder)
     weights = [_text_encoder(path) for path in paths]
     kind = getattr(comfy.sd.CLIPType, clip_type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
     load = comfy.sd.load_text_encoder_state_dicts
@@ -96,15 +97,14 @@ def load_gguf_text_encoders(
         embedding_directory=embedding_directory,
         clip_type=kind,
         model_options={
-            **device_options(request),
+            **prepared.options,
             **packed_encoder_dtype(),
             "custom_operations": operations(),
             "initial_device": CPU,
         },
         **_compat.classic(load),
     )
-    subject = " + ".join(Path(path).name for path in paths)
-    clip.patcher, report = distribute(PlacedPatcher.adopt(clip.patcher), request, subject=subject)
+    clip.patcher, report = distribute(PlacedPatcher.adopt(clip.patcher), prepared)
     return Loaded(value=clip, reports=(report,))
 
 
@@ -116,10 +116,15 @@ def reload_gguf(
     Raises:
         ModelFileError: the file is malformed, or no diffusion model that the host knows.
     """
+    return _load(read_model_header(path), options, dequant_dtype)
+
+
+def _load(header: ModelHeader, options: dict[str, Any], dequant_dtype: str) -> Any:
+    path = str(header.path)
     try:
-        checkpoint = load_gguf(path, prefix=diffusion_prefix(read_sizes(path)))
+        checkpoint = load_gguf(path, prefix=header.prefix)
     except GgufError as error:
-        raise ModelFileError(path, str(error), "fetch or convert it again") from error
+        raise file_error(path, error) from error
     load = comfy.sd.load_diffusion_model_state_dict
     metadata = get_gguf_metadata(checkpoint.header)
     dtype = packed_model_dtype(checkpoint.state_dict, metadata, options.get("load_device"))
@@ -158,5 +163,5 @@ def _text_encoder(path: str | Path) -> dict[str, torch.Tensor]:
         if key is not None and encoder.header.metadata.get("tokenizer.ggml.model") is not None:
             weights[key] = torch.frombuffer(bytearray(rebuild_tokenizer(encoder.header).data), dtype=torch.uint8)
     except GgufError as error:
-        raise ModelFileError(path, str(error), "fetch or convert it again") from error
+        raise file_error(path, error) from error
     return weights

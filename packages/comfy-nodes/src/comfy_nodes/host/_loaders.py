@@ -11,13 +11,14 @@ import comfy.sd
 import torch
 
 from comfy_nodes.host import _compat
-from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
+from comfy_nodes.host._contents import require_text_encoder
+from comfy_nodes.host._distribute import distribute
 from comfy_nodes.host._errors import ModelFileError
 from comfy_nodes.host._gguf_ops import operations
-from comfy_nodes.host._headers import diffusion_prefix, has_header, read_sizes
-from comfy_nodes.host._packed_files import is_packed_file, read_packed
+from comfy_nodes.host._packed_files import read_packed
 from comfy_nodes.host._parts import load_vae_file, place_vae
 from comfy_nodes.host._patcher import PlacedPatcher
+from comfy_nodes.host._prepare import CPU, Prepared, prepare, prepare_part
 from comfy_nodes.host._request import Checkpoint, Loaded, PlacementRequest
 
 DIFFUSION_MODEL = "diffusion_model."
@@ -52,15 +53,14 @@ def load_diffusion_model(path: str | Path, request: PlacementRequest, *, weight_
     """
     if weight_dtype not in _WEIGHT_DTYPES:
         raise ModelFileError(path, f"unknown weight_dtype {weight_dtype!r}", f"use one of {', '.join(_WEIGHT_DTYPES)}")
-    prefix = diffusion_prefix(read_sizes(path)) if has_header(path) else ""
-    check_files([path], request, prefix=prefix, dtype=_WEIGHT_DTYPES[weight_dtype].get("dtype"))
-    options = {**_WEIGHT_DTYPES[weight_dtype], **device_options(request)}
-    if is_packed_file(path):
+    prepared = prepare([path], request, prefix=None, dtype=_WEIGHT_DTYPES[weight_dtype].get("dtype"))
+    options = {**_WEIGHT_DTYPES[weight_dtype], **prepared.options}
+    if any(header.is_packed for header in prepared.headers):
         patcher = PlacedPatcher.adopt(reload_packed(str(path), options))
     else:
         weights, metadata = _compat.read_torch_file(str(path))
         patcher = _diffusion_model(str(path), weights, metadata, options, is_classic=request.is_placed)
-    model, report = distribute(patcher, request, subject=Path(path).name, prefix=DIFFUSION_MODEL)
+    model, report = distribute(patcher, prepared, prefix=DIFFUSION_MODEL)
     return Loaded(value=model, reports=(report,))
 
 
@@ -85,21 +85,17 @@ def load_checkpoint(
         HostError: the file, a device or an allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: an allocation does not fit.
     """
-    beside = PlacementRequest(compute_device=request.compute_device)
-    clip_request, vae_request = clip_request or beside, vae_request or beside
-    check_files([path], request, prefix=diffusion_prefix(read_sizes(path)) if has_header(path) else "")
-    for other in (clip_request, vae_request):
-        check_files([path], replace(other, allocation=None))
+    beside, name = PlacementRequest(compute_device=request.compute_device), Path(path).name
+    prepared = prepare([path], request, subject=f"{name} (model)", prefix=None)
+    encoder = prepare_part(prepared, clip_request or beside, subject=f"{name} (text encoder)")
+    decoder = prepare_part(prepared, vae_request or beside, subject=f"{name} (VAE)")
     weights, metadata = _compat.read_torch_file(str(path))
-    name = Path(path).name
-    patcher = _diffusion_model(
-        str(path), dict(weights), metadata, device_options(request), is_classic=request.is_placed
-    )
+    patcher = _diffusion_model(str(path), dict(weights), metadata, prepared.options, is_classic=request.is_placed)
     load = comfy.sd.load_state_dict_guess_config
-    vae_device = device_options(vae_request).get("load_device")
-    te_options = _text_encoder_options(clip_request)
+    vae_device = decoder.options.get("load_device")
+    te_options = _text_encoder_options(encoder)
     arguments = {"te_model_options": te_options, **_compat.with_metadata(load, metadata)}
-    if clip_request.is_placed or vae_request.is_placed:
+    if encoder.request.is_placed or decoder.request.is_placed:
         arguments |= _compat.classic(load)
     _, clip, vae, _ = load(
         dict(weights),
@@ -108,15 +104,15 @@ def load_checkpoint(
         model_options={} if vae_device is None else {"load_device": vae_device},
         **arguments,
     )
-    model, report = distribute(patcher, request, subject=f"{name} (model)", prefix=DIFFUSION_MODEL)
+    model, report = distribute(patcher, prepared, prefix=DIFFUSION_MODEL)
     reports = [report]
     if clip is not None:
         _remember(clip.patcher, "load_checkpoint_clip_patcher", (str(path), embedding_directory, {}, te_options))
-        clip.patcher, report = distribute(clip.patcher, clip_request, subject=f"{name} (text encoder)")
+        clip.patcher, report = distribute(clip.patcher, encoder)
         reports.append(report)
     if getattr(vae, "patcher", None) is not None:
         _remember(vae.patcher, "load_checkpoint_vae_patcher", (str(path), embedding_directory, {}, te_options))
-        reports.append(place_vae(vae, vae_request, subject=f"{name} (VAE)"))
+        reports.append(place_vae(vae, decoder))
     return Loaded(value=Checkpoint(model=model, clip=clip, vae=vae), reports=tuple(reports))
 
 
@@ -150,7 +146,7 @@ def load_diffusers(
     if (base / "text_encoder_2").is_dir():
         texts.append(_first(base / "text_encoder_2", _TEXT_FILES))
     for paths, asked in (([unet], request), (texts, clip_request), ([vae_file], vae_request)):
-        check_files(paths, replace(asked, allocation=None))
+        prepare(paths, replace(asked, allocation=None))
     model = load_diffusion_model(unet, request)
     clip = load_text_encoders(texts, clip_request, embedding_directory=embedding_directory)
     vae = load_vae_file(vae_file, vae_request)
@@ -179,19 +175,19 @@ def load_text_encoders(
         HostError: a file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
-    check_files(paths, request)
-    for path in paths:
-        if is_packed_file(path):
-            raise ModelFileError(path, "text encoders are not loaded packed", "run `torchspan unpack` on it first")
+    prepared = prepare(paths, request, check=require_text_encoder)
+    for header in prepared.headers:
+        if header.is_packed:
+            remedy = "run `torchspan unpack` on it first"
+            raise ModelFileError(header.path, "text encoders are not loaded packed", remedy)
     kind = getattr(comfy.sd.CLIPType, clip_type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
     files = [str(path) for path in paths]
-    options = _text_encoder_options(request)
+    options = _text_encoder_options(prepared)
     arguments = _compat.classic(comfy.sd.load_clip) if request.is_placed else {}
     clip = comfy.sd.load_clip(
         ckpt_paths=files, embedding_directory=embedding_directory, clip_type=kind, model_options=options, **arguments
     )
-    subject = " + ".join(Path(path).name for path in paths)
-    clip.patcher, report = distribute(clip.patcher, request, subject=subject)
+    clip.patcher, report = distribute(clip.patcher, prepared)
     return Loaded(value=clip, reports=(report,))
 
 
@@ -234,9 +230,8 @@ def _diffusion_model(
     return _compat.aim(patcher, options)
 
 
-def _text_encoder_options(request: PlacementRequest) -> dict[str, Any]:
-    options = device_options(request)
-    return {**options, "initial_device": CPU} if request.is_placed else options
+def _text_encoder_options(prepared: Prepared) -> dict[str, Any]:
+    return {**prepared.options, "initial_device": CPU} if prepared.request.is_placed else prepared.options
 
 
 def _remember(patcher: Any, factory: str, arguments: tuple[Any, ...]) -> None:

@@ -13,8 +13,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from comfy_nodes.host import _compat
-from comfy_nodes.host._distribute import CPU, check_files, device_options, distribute
+from comfy_nodes.host._distribute import distribute
 from comfy_nodes.host._errors import ModelFileError, PlacementRefusedError
+from comfy_nodes.host._prepare import CPU, Prepared, prepare
 from comfy_nodes.host._request import Loaded, PlacementReport, PlacementRequest
 
 
@@ -29,11 +30,11 @@ def load_vae(vae_name: str, request: PlacementRequest) -> Loaded[Any]:
     from nodes import VAELoader
 
     if vae_name == "pixel_space":
-        return _vae({"pixel_space_vae": torch.tensor(1.0)}, None, request, subject=vae_name)
+        return _vae({"pixel_space_vae": torch.tensor(1.0)}, None, prepare([], request, subject=vae_name))
     if vae_name in getattr(VAELoader, "image_taes", ("taesd", "taesdxl", "taesd3", "taef1")):
         # The only name whose weights do not say how many channels its latents have.
         metadata = {"tae_latent_channels": 128} if vae_name == "taef2" else None
-        return _vae(VAELoader.load_taesd(vae_name), metadata, request, subject=vae_name)
+        return _vae(VAELoader.load_taesd(vae_name), metadata, prepare([], request, subject=vae_name))
     is_approximate = Path(vae_name).stem in getattr(VAELoader, "video_taes", ())
     return load_vae_file(
         folder_paths.get_full_path_or_raise("vae_approx" if is_approximate else "vae", vae_name), request
@@ -47,19 +48,19 @@ def load_vae_file(path: str | Path, request: PlacementRequest) -> Loaded[Any]:
         HostError: the file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
-    check_files([path], request)
+    prepared = prepare([path], request)
     weights, metadata = _compat.read_torch_file(str(path))
-    loaded = _vae(weights, metadata, request, subject=Path(path).name)
+    loaded = _vae(weights, metadata, prepared)
     factory = getattr(comfy.sd, "load_vae_patcher", None)
     if factory is not None:
         loaded.value.patcher.cached_patcher_init = (factory, (str(path), metadata, None))
     return loaded
 
 
-def place_vae(vae: Any, request: PlacementRequest, *, subject: str) -> PlacementReport:
+def place_vae(vae: Any, prepared: Prepared) -> PlacementReport:
     """Place a VAE that the host has just made."""
-    patcher = _made_classic(vae.patcher, vae.vae_dtype) if request.is_placed else vae.patcher
-    vae.patcher, report = distribute(patcher, request, subject=subject)
+    patcher = _made_classic(vae.patcher, vae.vae_dtype) if prepared.request.is_placed else vae.patcher
+    vae.patcher, report = distribute(patcher, prepared)
     return report
 
 
@@ -70,16 +71,16 @@ def load_clip_vision(path: str | Path, request: PlacementRequest) -> Loaded[Any]
         HostError: the file, the device or the allocation is invalid; nothing was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
-    check_files([path], request)
+    prepared = prepare([path], request)
     vision = comfy.clip_vision.load(str(path))
     if vision is None:
         raise ModelFileError(path, "the host finds no image encoder in it", "choose the file of a CLIP vision model")
-    options = device_options(request)
+    options = prepared.options
     if options:
         # The host offers no argument; image and weights are brought to the device that both of these name.
         vision.load_device = vision.patcher.load_device = options["load_device"]
     patcher = _made_classic(vision.patcher, vision.dtype) if request.is_placed else vision.patcher
-    vision.patcher, report = distribute(patcher, request, subject=Path(path).name)
+    vision.patcher, report = distribute(patcher, prepared)
     return Loaded(value=vision, reports=(report,))
 
 
@@ -94,12 +95,12 @@ def load_controlnet(path: str | Path, request: PlacementRequest, *, model: Any =
             was placed.
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
-    check_files([path], request)
+    prepared = prepare([path], request)
     control = comfy.controlnet.load_controlnet(str(path), model)
     if control is None:
         raise ModelFileError(path, "the host finds no ControlNet in it", "choose the file of a ControlNet")
-    subject = Path(path).name
-    options = device_options(request)
+    subject = prepared.subject
+    options = prepared.options
     patcher = getattr(control, "control_model_wrapped", None)
     as_the_host = not request.is_placed and options.get("load_device") in (None, management.get_torch_device())
     if not options or (patcher is None and as_the_host):
@@ -114,17 +115,17 @@ def load_controlnet(path: str | Path, request: PlacementRequest, *, model: Any =
     for layer in control.control_model.modules():
         if hasattr(layer, "comfy_cast_weights"):
             layer.comfy_cast_weights = True
-    control.control_model_wrapped, report = distribute(patcher, request, subject=subject)
+    control.control_model_wrapped, report = distribute(patcher, prepared)
     return Loaded(value=control, reports=(report,))
 
 
-def _vae(weights: dict[str, torch.Tensor], metadata: Any, request: PlacementRequest, *, subject: str) -> Loaded[Any]:
-    device = device_options(request).get("load_device")
+def _vae(weights: dict[str, torch.Tensor], metadata: Any, prepared: Prepared) -> Loaded[Any]:
+    device = prepared.options.get("load_device")
     vae = comfy.sd.VAE(sd=weights, device=device, **_compat.with_metadata(comfy.sd.VAE.__init__, metadata))
     if vae.first_stage_model is None:
-        raise ModelFileError(subject, "the host finds no VAE in it", "choose the file of a VAE")
+        raise ModelFileError(prepared.subject, "the host finds no VAE in it", "choose the file of a VAE")
     vae.throw_exception_if_invalid()
-    return Loaded(value=vae, reports=(place_vae(vae, request, subject=subject),))
+    return Loaded(value=vae, reports=(place_vae(vae, prepared),))
 
 
 def _made_classic(patcher: Any, dtype: torch.dtype) -> Any:

@@ -10,11 +10,11 @@ from alloc_spec import AllocationSpec, Dialect, Donated
 from block_discovery import BlockDiscoveryError, BlockTree
 from comfy_nodes.host._auto import Choice, choose
 from comfy_nodes.host._errors import ModelFileError, PlacementRefusedError
-from comfy_nodes.host._headers import diffusion_prefix, read_sizes
-from comfy_nodes.host._layers import layer_tree
+from comfy_nodes.host._headers import read_model_header
+from comfy_nodes.host._layers import Sizes, layer_tree
 from comfy_nodes.host._machine import default_device, device_names, known_device, machine, name_of
 from comfy_nodes.host._request import PlacementReport, PlacementRequest
-from device_placement import Hardware, PlacementPlan, plan, predict, render_table
+from device_placement import PlacementPlan, plan, predict, render_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +22,13 @@ class Planned:
     """A plan, and where it came from.
 
     Attributes:
+        tree: the layers that were planned.
         plan: home of every layer.
-        hardware: the machine it was made for.
-        report: the same for people.
+        report: the same for people, with the machine that it was made for.
     """
 
+    tree: BlockTree
     plan: PlacementPlan
-    hardware: Hardware
     report: PlacementReport
 
 
@@ -46,15 +46,22 @@ def plan_file(path: str | Path, request: PlacementRequest, *, prefix: str | None
         alloc_spec.AllocSpecError: the allocation does not fit this machine or model.
         device_placement.PlacementError: neither do the blocks of the model.
     """
-    sizes = read_sizes(path)
-    if prefix is None:
-        prefix = diffusion_prefix(sizes)
-    try:
-        tree = layer_tree(sizes, prefix=prefix)
-    except BlockDiscoveryError as error:
-        raise ModelFileError(path, str(error), "choose the file of a model") from error
+    header = read_model_header(path)
+    tree = tree_of(path, header.sizes, header.prefix if prefix is None else prefix)
     asked = request if request.is_placed else replace(request, allocation="auto")
-    return plan_tree(tree, asked, subject=Path(path).name).report
+    return plan_tree(tree, asked, compute_device(request), subject=Path(path).name).report
+
+
+def tree_of(path: str | Path, sizes: Sizes, prefix: str) -> BlockTree:
+    """The layers of a model as its file names them.
+
+    Raises:
+        ModelFileError: the names are no model's.
+    """
+    try:
+        return layer_tree(sizes, prefix=prefix)
+    except BlockDiscoveryError as error:
+        raise ModelFileError(path, error.reason, "choose the file of a model") from error
 
 
 def compute_device(request: PlacementRequest) -> str:
@@ -68,8 +75,8 @@ def compute_device(request: PlacementRequest) -> str:
     return default_device() if named is None else name_of(known_device(named))
 
 
-def plan_tree(tree: BlockTree, request: PlacementRequest, *, subject: str) -> Planned:
-    """Plan a model whose layers are known.
+def plan_tree(tree: BlockTree, request: PlacementRequest, compute: str, *, subject: str) -> Planned:
+    """Plan a model whose layers are known, for a compute device that is known.
 
     Raises:
         HostError: a device is not there, a donor computes, or no layer can live elsewhere.
@@ -82,7 +89,6 @@ def plan_tree(tree: BlockTree, request: PlacementRequest, *, subject: str) -> Pl
             "none of its layers can bring its weights over from another device",
             "load it with the plain node, whole on one device",
         )
-    compute = compute_device(request)
     if isinstance(request.allocation, AllocationSpec):
         choice = _asked(tree, request.allocation, compute, subject)
     else:
@@ -94,7 +100,7 @@ def plan_tree(tree: BlockTree, request: PlacementRequest, *, subject: str) -> Pl
     report = PlacementReport(
         subject=subject, plan=placed, hardware=choice.hardware, estimate=estimate, text="\n".join(lines)
     )
-    return Planned(plan=placed, hardware=choice.hardware, report=report)
+    return Planned(tree=tree, plan=placed, report=report)
 
 
 def _asked(tree: BlockTree, spec: AllocationSpec, compute: str, subject: str) -> Choice:
