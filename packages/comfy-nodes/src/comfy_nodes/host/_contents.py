@@ -36,6 +36,8 @@ def require_text_encoder(header: ModelHeader) -> None:
         except GgufError as error:
             raise file_error(header.path, error) from error
         return
+    if header.is_packed:
+        raise ModelFileError(header.path, "text encoders are not loaded packed", "run `torchspan unpack` on it first")
     shapes = {name: torch.empty(tuple(shape), device="meta") for name, (shape, _) in header.sizes.items()}
     if comfy.sd.detect_te_model(shapes) is not None:
         return

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from alloc_spec import AllocationSpec, Dialect
+from block_discovery import BlockTree
 from comfy_nodes.host import _compat
 from comfy_nodes.host._compiler import sample_without_compiler
 from comfy_nodes.host._layers import Sizes, layer_tree
@@ -53,7 +54,7 @@ def distribute(
         is_castable=lambda name: hasattr(modules[f"{prefix}{name}"], "comfy_cast_weights"),
     )
     planned = prepared.planned
-    if planned is None or planned.tree.units != tree.units:
+    if planned is None or _layers_of(planned.tree) != _layers_of(tree):
         planned = plan_tree(tree, request, prepared.compute, subject=subject)
     _log.info("%s", planned.report.text)
     _say_what_it_costs(request, subject)
@@ -64,6 +65,11 @@ def distribute(
     settle(model, homes, patcher.load_device)
     sample_without_compiler(placed)
     return placed, planned.report
+
+
+def _layers_of(tree: BlockTree) -> dict[str, dict[str, int]]:
+    """Bytes of each layer by unit; files and models name the same ones in different orders."""
+    return {unit.path: {layer.name: layer.size_bytes for layer in unit.tensors} for unit in tree.units}
 
 
 def model_sizes(model: nn.Module) -> Sizes:

@@ -176,10 +176,6 @@ def load_text_encoders(
         alloc_spec.AllocSpecError, device_placement.PlacementError: the allocation does not fit.
     """
     prepared = prepare(paths, request, check=require_text_encoder)
-    for header in prepared.headers:
-        if header.is_packed:
-            remedy = "run `torchspan unpack` on it first"
-            raise ModelFileError(header.path, "text encoders are not loaded packed", remedy)
     kind = getattr(comfy.sd.CLIPType, clip_type.upper(), comfy.sd.CLIPType.STABLE_DIFFUSION)
     files = [str(path) for path in paths]
     options = _text_encoder_options(prepared)

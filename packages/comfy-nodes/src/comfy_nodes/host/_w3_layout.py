@@ -11,8 +11,11 @@ from comfy_nodes.host._gguf_layout import HAS_LAYOUTS
 from comfy_nodes.host._weights import W3_LAYOUT
 from device_placement.packed import Layout, PackedWeight, decode_with
 
-if HAS_LAYOUTS:
+try:
     from comfy.quant_ops import QuantizedLayout, QuantizedTensor, get_layout_class, register_layout_class
+except ImportError:
+    pass
+else:
 
     @dataclass(frozen=True, kw_only=True)
     class Planes:
