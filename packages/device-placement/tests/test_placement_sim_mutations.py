@@ -144,6 +144,21 @@ def replaced_weights(package: types.ModuleType, sim: types.ModuleType) -> None:
             model(x)
 
 
+def replaced_units(package: types.ModuleType, sim: types.ModuleType) -> None:
+    """All tensors of a unit are replaced: their pages may be unpinned, which no copy must be reading then."""
+    machine = accelerator(sim, donors=("cpu",))
+    model, x = stack(), first_input()
+    with package.place(model, plan_for(model, machine), backend=package.AcceleratorBackend()), torch.no_grad():
+        model(x)
+        syncs = sim.counters().host_syncs
+        block = model.get_submodule("blocks.0")
+        for name, shape in [(name, parameter.shape) for name, parameter in block.named_parameters()]:
+            path, _, key = name.rpartition(".")
+            setattr(block.get_submodule(path), key, nn.Parameter(torch.full(shape, 0.5), requires_grad=False))
+        model(x)
+        assert sim.counters().host_syncs > syncs
+
+
 def resized_and_removed(package: types.ModuleType, sim: types.ModuleType) -> None:
     """Slots are given back right after forwards and copies were started."""
     machine = accelerator(sim)
@@ -174,6 +189,7 @@ SCENARIOS: list[Scenario] = [
     through_buffers_late,
     several_streams,
     replaced_weights,
+    replaced_units,
     resized_and_removed,
     forgotten,
 ]

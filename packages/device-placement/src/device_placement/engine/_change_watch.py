@@ -24,7 +24,7 @@ class Homes:
     Args:
         units: units with streamed tensors.
         residents: tensors on the compute device.
-        synchronize: waits for the copies that may be reading the homes.
+        synchronize: waits for the copies that may be reading buffers that go.
         allocate: gives memory to what replaces a streamed tensor.
         claim: marks the memory of tensors that moved in as this placement's.
 
@@ -97,7 +97,6 @@ class Homes:
 
     def _bring_residents_home(self, strays: Sequence[Kept]) -> None:
         if strays:
-            self.synchronize()
             with torch.inference_mode(False), torch.no_grad():
                 for kept in strays:
                     kept.bring_home()
@@ -107,7 +106,7 @@ class Homes:
 
     def _rehouse(self, unit: StreamedUnit, strays: Sequence[Kept]) -> None:
         if strays:
-            # Copies that were prepared for the old buffers must be over before these go.
+            # The old buffers may go, and pages that are unpinned while a copy reads them take the process down.
             self.synchronize()
             with torch.inference_mode(False), torch.no_grad():
                 rehouse(unit, strays, self._allocate)
