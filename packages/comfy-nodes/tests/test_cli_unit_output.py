@@ -13,8 +13,6 @@ from comfy_nodes.cli._output import (
     contents,
     dots,
     heading,
-    human_bytes,
-    human_seconds,
     percent_error,
     print_findings,
     table,
@@ -23,8 +21,6 @@ from comfy_nodes.cli._output import (
 from device_placement import Finding
 
 cells = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1, max_size=12)
-BYTES = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 
 @st.composite
@@ -65,41 +61,6 @@ def test_a_table_without_rows_has_its_titles() -> None:
 def test_an_empty_cell_keeps_its_column() -> None:
     lines = table(["a", "b", "c"], [["x", "", "1"]]).splitlines()
     assert lines[2] == "x     1"
-
-
-def number_of(text: str, units: dict[str, float] | dict[str, int]) -> float:
-    amount, unit = text.split()
-    return float(amount) * units[unit]
-
-
-@given(st.integers(0, 1 << 50))
-def test_bytes_are_told_within_half_a_percent(size_bytes: int) -> None:
-    assert number_of(human_bytes(size_bytes), BYTES) == pytest.approx(size_bytes, rel=0.005)
-
-
-@given(st.integers(0, 1 << 45), st.integers(0, 1 << 45))
-def test_more_bytes_are_never_told_as_fewer(one: int, other: int) -> None:
-    low, high = sorted((one, other))
-    assert number_of(human_bytes(low), BYTES) <= number_of(human_bytes(high), BYTES)
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"), [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.00 KiB"), (1 << 20, "1.00 MiB")]
-)
-def test_each_unit_begins_at_one(size_bytes: int, text: str) -> None:
-    assert human_bytes(size_bytes) == text
-
-
-@given(st.floats(1e-5, 1e5))
-def test_seconds_are_told_within_half_a_percent(seconds: float) -> None:
-    assert number_of(human_seconds(seconds), SECONDS) == pytest.approx(seconds, rel=0.005)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(1.0, "1.00 s"), (0.999, "999 ms"), (61.5, "61.5 s"), (3600.0, "3600 s"), (1e-3, "1.00 ms")]
-)
-def test_durations_as_people_write_them(seconds: float, text: str) -> None:
-    assert human_seconds(seconds) == text
 
 
 @given(st.floats(0.1, 10), st.floats(0.1, 10))

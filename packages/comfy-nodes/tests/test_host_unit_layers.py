@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from comfy_nodes.host._layers import Sizes, layer_tree
 LINEAR = {"weight": ((64, 64), 8192), "bias": ((64,), 128)}
 
 
-def named(layers: dict[str, Sizes]) -> Sizes:
+def named(layers: Mapping[str, Sizes]) -> Sizes:
     return {f"{layer}.{name}": size for layer, sizes in layers.items() for name, size in sizes.items()}
 
 
