@@ -60,6 +60,9 @@ PLACES: Final = (
     *("comfy", "comfy/ldm/modules", "comfy_api/latest", "comfy_execution", "comfy_extras/nodes_model_merging.py"),
     *("execution.py", "folder_paths.py", "latent_preview.py", "nodes.py", "server.py"),
 )
+NOT_OFFERED: Final = "comfy_nodes.host.parallel"
+"""What no node runs yet: a change of the host there disables nothing."""
+
 DISABLED: Final = "the nodes are disabled"
 PROBED: Final = "the pack asks for it and does without"
 
@@ -72,7 +75,7 @@ def contract(root: Path = ROOT) -> Contract:
     gathered: dict[tuple[str, str], list[tuple[Use, frozenset[str]]]] = {}
     replaced = {use.name for unit in all_units.values() for use in unit.uses if _kind(use) == "override"}
     for key, unit in all_units.items():
-        for use in unit.uses:
+        for use in () if key[0].startswith(NOT_OFFERED) else unit.uses:
             kind = "override" if use.name in replaced else _kind(use)
             if kind is not None:
                 gathered.setdefault((use.name, kind), []).append((use, needed.get(key, frozenset())))

@@ -187,7 +187,7 @@ def test_a_busy_machine_is_said_to_be_one(
         (["--spec", ""], ExitCode.USAGE, "expected a device name"),
         (["--spec", "cuda:0,25%;cpu,*"], ExitCode.REFUSED, 'no device "cuda:0" here'),
         (["--spec", "emulated:0,90%;cpu,*"], ExitCode.REFUSED, "are missing"),
-        (["--blocks", "1"], ExitCode.REFUSED, "are missing"),
+        (["--blocks", "1"], ExitCode.REFUSED, "too small"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_runs(

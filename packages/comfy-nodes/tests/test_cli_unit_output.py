@@ -72,7 +72,7 @@ def test_an_error_has_the_sign_of_the_difference(predicted: float, measured: flo
 
 def test_contents_count_what_there_is_and_nothing_else() -> None:
     shapes = {f"blocks.{block}.{part}.weight": ((64, 64), "float32") for block in range(3) for part in "ab"}
-    assert contents(discover_names(shapes)) == "3 blocks, 6 tensors, 96.00 KiB"
+    assert contents(discover_names(shapes)) == "3 blocks, 6 tensors, 96 KiB"
     one = contents(discover_names({**shapes, "head.weight": ((4096, 64), "float32")}))
     assert one.startswith("3 blocks, 1 single layer, 7 tensors, ")
     assert contents(discover_names({"norm.weight": ((4,), "float32")})) == "1 single layer, 1 tensor, 16 bytes"
