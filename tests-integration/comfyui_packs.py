@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from comfy_nodes.nodes._siblings import SIBLINGS, SiblingNode
+from comfy_nodes.nodes.table._siblings import SIBLINGS, SiblingNode
 from comfyui_server import HERE, Server, running_server
 
 ROOT = HERE.parent

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from nodes_golden import EJECTS, GOLDEN, Asked, asked, request_of, saved_workflow
 
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._table import TABLE
 from comfyui_browser import TOAST, Editor, ShownNode
 from comfyui_browser_fixtures import DEVICES, EXAMPLES, browser, editor, here, opened
 from comfyui_workflows import node

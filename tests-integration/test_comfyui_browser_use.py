@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from comfy_nodes.nodes._siblings import SIBLINGS
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._siblings import SIBLINGS
+from comfy_nodes.nodes.table._table import TABLE
 from comfyui_browser import Editor, editing, require_editor
 from comfyui_browser_fixtures import EXAMPLES, browser, editor, here, opened
 from comfyui_checkpoints import VAE

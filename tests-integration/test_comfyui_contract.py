@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 from comfyui_server import HERE, require_comfyui
 
 pytestmark = [pytest.mark.host, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -21,7 +21,7 @@ import pytest
 
 import build_pack
 import smoke_wheels
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 from comfyui_server import HERE, Server, require_comfyui, running_server
 
 ROOT = HERE.parent

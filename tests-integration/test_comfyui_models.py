@@ -109,7 +109,7 @@ def test_it_is_planned_and_placed(path: str) -> None:
     if path not in {*LABELLED, *OWN}:
         pytest.skip("untreated")
     discovery_oracles.import_comfy("comfy.model_patcher")
-    from comfy_nodes.host import _distribute, _layers, _placement
+    from comfy_nodes.host.placing import _distribute, _layers, _placement
 
     model = nn.Module()
     model.diffusion_model = built(path)

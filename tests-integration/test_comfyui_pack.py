@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 from comfyui_server import Server
 from comfyui_workflows import node, sampling
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from comfy_nodes.nodes._siblings import DEVICE_TYPE, SIBLINGS, SiblingNode
+from comfy_nodes.nodes.table._siblings import DEVICE_TYPE, SIBLINGS, SiblingNode
 from comfyui_packs import (
     OURS,
     Checkout,

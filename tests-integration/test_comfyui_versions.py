@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import get_comfyui
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 from comfyui_server import Server, require_comfyui, running_server
 from comfyui_workflows import Node, distorch2, expert, plain, sampling, standardized, stock_unet, unet_file
 from conftest import DEVICES, PACK, make_base

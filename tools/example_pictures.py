@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat, UnidentifiedImageError
 
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("example_workflows")

@@ -16,8 +16,8 @@ import torch
 
 from comfy_nodes.contract import Call, Checkout, Contract, Need, check
 from comfy_nodes.contract._needs import EVERY_NODE, FILE, OTHER_PACKS, Kind
-from comfy_nodes.nodes._classes import runs
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.running._classes import runs
+from comfy_nodes.nodes.table._table import TABLE
 from host_pack import PACKAGE
 from host_reader import Use
 from host_uses import Unit, members_of_adapter, reached, units

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from comfy_nodes.nodes._controls import FIELD_OF
-from comfy_nodes.nodes._layouts import LAYOUTS
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._siblings import SIBLINGS, SiblingNode
-from comfy_nodes.nodes._table import TABLE
-from comfy_nodes.nodes._widgets import Devices, Files, Fixed, OfHostNode, Widget
+from comfy_nodes.nodes.table._layouts import LAYOUTS
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._siblings import SIBLINGS, SiblingNode
+from comfy_nodes.nodes.table._table import TABLE
+from comfy_nodes.nodes.table._widgets import Devices, Files, Fixed, OfHostNode, Widget
 
 ROOT = Path(__file__).resolve().parents[1]
 PACK = Path("packages/comfy-nodes/src/comfy_nodes")

@@ -123,8 +123,8 @@ class Bench:
 
     def cast(self, way: str, policy: Policy, kept_bytes: int) -> Row:
         """Our patcher for a fresh model, and the host's casts."""
-        from comfy_nodes.host._distribute import distribute
-        from comfy_nodes.host._prepare import prepare
+        from comfy_nodes.host.placing._distribute import distribute
+        from comfy_nodes.host.placing._prepare import prepare
 
         kept = Entry(device=self.name, amount=Bytes(size_bytes=kept_bytes))
         spec = AllocationSpec(entries=(kept, Entry(device="cpu", amount=Rest())))
@@ -186,7 +186,7 @@ def main() -> None:
 def prepare(options: argparse.Namespace) -> Bench:
     """The model, the input and the machine."""
     device = host("comfy.model_management").get_torch_device()
-    from comfy_nodes.host._machine import machine, name_of
+    from comfy_nodes.host.app._machine import machine, name_of
 
     weights = flux_weights(options.double, options.single)
     name = name_of(device)

@@ -13,7 +13,7 @@ import host_contract
 import host_uses
 from comfy_nodes.contract import Checkout, check, load_contract
 from comfy_nodes.nodes import _unmet
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDER = ("0.3.64", "0.4.0", "0.12.0", "0.16.0", "0.23.0")

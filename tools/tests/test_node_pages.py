@@ -11,9 +11,9 @@ from nodes_testing import DEVICES, sent_by_editor
 import node_docs
 from alloc_spec import parse
 from comfy_nodes.nodes import WEB_DIRECTORY
-from comfy_nodes.nodes._asked import check_expert, request_for
-from comfy_nodes.nodes._siblings import SIBLINGS
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.running._request import check_expert, request_for
+from comfy_nodes.nodes.table._siblings import SIBLINGS
+from comfy_nodes.nodes.table._table import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))

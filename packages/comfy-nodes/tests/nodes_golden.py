@@ -9,8 +9,8 @@ from typing import Any
 
 from alloc_spec import AllocationSpec, Donated
 from comfy_nodes.host import PlacementRequest
-from comfy_nodes.nodes._asked import request_for
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.running._request import request_for
+from comfy_nodes.nodes.table._table import TABLE
 
 WORKFLOWS = Path(__file__).parent / "data" / "workflows"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 
 DEVICES = ("cuda:0", "cuda:1", "cpu")
 """A machine with two cards."""

@@ -18,9 +18,10 @@ import torch
 
 from alloc_spec import parse
 from block_discovery import discover_names
-from comfy_nodes.cli import _demo, main
-from comfy_nodes.cli._demo_run import Run, largest_difference, one_core_for_the_link
+from comfy_nodes.cli import main
 from comfy_nodes.cli._exit import ExitCode
+from comfy_nodes.cli.demo import _demo
+from comfy_nodes.cli.demo._run import Run, largest_difference, one_core_for_the_link
 from device_placement import (
     Device,
     Estimate,

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from comfy_nodes.cli import _demo, main
-from comfy_nodes.cli._demo_file import DemoFile, gguf_file, safetensors_file
-from comfy_nodes.cli._demo_gguf import load_dequantized, load_quantized, write_quantized
-from comfy_nodes.cli._demo_model import DemoConfig, DemoTransformer, empty_model, random_weights, sample
+from comfy_nodes.cli import main
 from comfy_nodes.cli._exit import ExitCode
 from comfy_nodes.cli._parser import GGUF_TYPES
+from comfy_nodes.cli.demo import _demo
+from comfy_nodes.cli.demo._file import DemoFile, gguf_file, safetensors_file
+from comfy_nodes.cli.demo._gguf import load_dequantized, load_quantized, write_quantized
+from comfy_nodes.cli.demo._model import DemoConfig, DemoTransformer, empty_model, random_weights, sample
 from device_placement import PlacementPlan
 from gguf_loader import GgufError, PackedTensor, packed_layers, read_header, type_by_name
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from comfy_nodes.cli._demo_model import (
+from comfy_nodes.cli.demo._model import (
     DemoConfig,
     DemoTransformer,
     load_checkpoint,

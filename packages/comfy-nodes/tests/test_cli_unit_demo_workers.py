@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from comfy_nodes.cli import _demo, main
-from comfy_nodes.cli._demo_file import gguf_file, safetensors_file
-from comfy_nodes.cli._demo_model import DemoConfig, model_of, random_weights, sample
-from comfy_nodes.cli._demo_run import Run
+from comfy_nodes.cli import main
 from comfy_nodes.cli._exit import ExitCode
+from comfy_nodes.cli.demo import _demo
+from comfy_nodes.cli.demo._file import gguf_file, safetensors_file
+from comfy_nodes.cli.demo._model import DemoConfig, model_of, random_weights, sample
+from comfy_nodes.cli.demo._run import Run
 
 REFERENCE = Run(latent=torch.ones(1), pass_seconds=(1.0,))
 
@@ -35,10 +36,10 @@ def test_without_ray_parallel_a_sentence_says_what_adds_it(
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray_parallel" else real(name))
-    monkeypatch.delitem(sys.modules, "comfy_nodes.cli._demo_workers", raising=False)
+    monkeypatch.delitem(sys.modules, "comfy_nodes.cli.demo._workers", raising=False)
     assert left_out(2, safetensors_file()) == 0.0
     assert 'ray-parallel is not installed; pip install "comfy-nodes[ray]" adds it' in capsys.readouterr().out
-    assert "comfy_nodes.cli._demo_workers" not in sys.modules
+    assert "comfy_nodes.cli.demo._workers" not in sys.modules
 
 
 def test_a_quantised_model_stays_in_one_process(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +59,7 @@ def test_another_result_is_a_failure(
 
 
 def test_a_worker_builds_and_runs_what_one_process_runs() -> None:
-    workers = pytest.importorskip("ray_parallel") and importlib.import_module("comfy_nodes.cli._demo_workers")
+    workers = pytest.importorskip("ray_parallel") and importlib.import_module("comfy_nodes.cli.demo._workers")
     config = DemoConfig(blocks=2, width=32, heads=2, image_size=8)
     model = workers.build(**asdict(config))
     model.load_state_dict(random_weights(config, seed=3))
@@ -78,7 +79,7 @@ def test_traffic_is_compared_with_what_the_cost_model_counts(
 ) -> None:
     parallel = pytest.importorskip("ray_parallel")
     sequence = importlib.import_module("ray_parallel.sequence")
-    workers = importlib.import_module("comfy_nodes.cli._demo_workers")
+    workers = importlib.import_module("comfy_nodes.cli.demo._workers")
     config = DemoConfig(blocks=4)
     work = workers.workload(config, REFERENCE.steady_seconds)
     assert (work.tokens, work.heads * work.head_dim, work.layers) == (config.tokens, config.width, 4)
@@ -100,7 +101,7 @@ def test_traffic_is_compared_with_what_the_cost_model_counts(
 
 def test_threads_of_all_workers_together_are_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray_parallel")
-    workers = importlib.import_module("comfy_nodes.cli._demo_workers")
+    workers = importlib.import_module("comfy_nodes.cli.demo._workers")
     for cores, count, threads in ((8, 2, 4), (2, 4, 1), (None, 2, 1)):
         monkeypatch.setattr(workers.os, "cpu_count", lambda cores=cores: cores)
         assert workers._threads(count) == threads

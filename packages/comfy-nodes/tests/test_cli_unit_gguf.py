@@ -258,7 +258,7 @@ def test_who_has_no_gguf_file_does_not_load_its_reader(twins: tuple[Path, Path])
     program = f"""
 import sys
 from comfy_nodes.cli import main
-from comfy_nodes.cli._demo_file import safetensors_file
+from comfy_nodes.cli.demo._file import safetensors_file
 safetensors_file()
 code = main({["plan", str(twins[0]), *SPEC, *MACHINE]!r})
 sys.exit(code or ", ".join({{"gguf", "gguf_loader"}} & set(sys.modules)) or 0)

@@ -10,8 +10,8 @@ from comfy_nodes.cli import _doctor
 from comfy_nodes.contract import EVERY_NODE, OTHER_PACKS, Broken, Call, Checkout, Contract, Need, check, load_contract
 from comfy_nodes.contract._checkout import Unreadable
 from comfy_nodes.nodes import _unmet
-from comfy_nodes.nodes._siblings import SIBLINGS
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._siblings import SIBLINGS
+from comfy_nodes.nodes.table._table import TABLE
 
 HOST = {
     "comfy/sd.py": """

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.host
 
 @pytest.fixture
 def compat(host: Host) -> Any:
-    from comfy_nodes.host import _compat
+    from comfy_nodes.host.app import _compat
 
     return _compat
 
@@ -136,7 +136,8 @@ SPECS = (None, "npu:0,500kb;npu:1,500kb;cpu,*", "npu:0,0mb;npu:1,*")
 @pytest.fixture
 def without_layouts(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """What hosts before 0.8 are given: packed tensors that they do not know."""
-    from comfy_nodes.host import _gguf_layout, _gguf_ops
+    from comfy_nodes.host.packed import _gguf_layout
+    from comfy_nodes.host.packed import _gguf_operations as _gguf_ops
 
     for module in (_gguf_layout, _gguf_ops):
         monkeypatch.setattr(module, "HAS_LAYOUTS", False)
@@ -169,7 +170,7 @@ def test_the_type_of_dequantisation_is_honoured_without_layouts(host: Host) -> N
 
 
 def test_a_vae_of_a_host_without_a_way_to_load_it_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    from comfy_nodes.host._parts import load_vae_file
+    from comfy_nodes.host.loaders._parts import load_vae_file
 
     monkeypatch.delattr(host.module("comfy.sd"), "load_vae_patcher", raising=False)
     path: Path = host.models / "vae" / "tiny_vae.safetensors"

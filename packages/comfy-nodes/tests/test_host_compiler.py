@@ -29,7 +29,7 @@ def flags(host: Host, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
 
 
 def host_compiler() -> Any:
-    from comfy_nodes.host import _compiler
+    from comfy_nodes.host.app import _compiler
 
     return _compiler
 

@@ -72,7 +72,7 @@ FLAGS = ("fp32_unet", "bf16_unet", "fp16_unet", "fp64_unet", "fp8_e4m3fn_unet", 
 def test_a_start_flag_for_dense_weights_leaves_packed_ones_alone(
     sized: Host, host: Host, flag: str, spec: str | None, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    from comfy_nodes.host import _gguf_dtypes
+    from comfy_nodes.host.packed import _gguf_dtypes
 
     _gguf_dtypes._report.cache_clear()
     is_computed = flag in FLAGS[:3]
@@ -111,7 +111,7 @@ def test_a_packed_model_survives_eviction(host: Host) -> None:
 
 
 def test_a_packed_lookup_table_fetches_rows_only(host: Host) -> None:
-    from comfy_nodes.host._gguf_ops import operations
+    from comfy_nodes.host.packed._gguf_operations import operations
 
     table = torch.randn(64, 32).numpy()
     blocks = gguf.quants.quantize(table, gguf.GGMLQuantizationType.Q8_0)
@@ -126,7 +126,7 @@ def test_a_packed_lookup_table_fetches_rows_only(host: Host) -> None:
 
 
 def test_a_missing_weight_is_reported_as_missing(host: Host) -> None:
-    from comfy_nodes.host._gguf_ops import operations
+    from comfy_nodes.host.packed._gguf_operations import operations
 
     layer = operations().Linear(4, 4, dtype=torch.float32)
     missing, unexpected = layer.load_state_dict({"weight": torch.eye(4)}, strict=False)
@@ -135,14 +135,14 @@ def test_a_missing_weight_is_reported_as_missing(host: Host) -> None:
 
 
 def test_a_weight_of_another_shape_is_refused(host: Host) -> None:
-    from comfy_nodes.host._gguf_ops import operations
+    from comfy_nodes.host.packed._gguf_operations import operations
 
     with pytest.raises(RuntimeError, match=r"weight is \[4, 5\] in the file, \[4, 4\] here"):
         operations().Linear(4, 4, bias=False, dtype=torch.float32).load_state_dict({"weight": torch.zeros(4, 5)})
 
 
 def test_the_layout_refuses_to_quantise(sized: Host, host: Host) -> None:
-    from comfy_nodes.host import _gguf_layout
+    from comfy_nodes.host.packed import _gguf_layout
 
     with pytest.raises(TypeError, match="keep them dense"):
         _gguf_layout.GgufLayout.quantize(torch.zeros(2, 2))

@@ -131,7 +131,7 @@ def test_a_device_of_another_part_that_is_not_there_is_refused_before_anything_i
 
 
 def test_a_file_that_becomes_broken_after_it_was_checked(host: Host, tmp_path: Path) -> None:
-    from comfy_nodes.host._gguf_loaders import reload_gguf
+    from comfy_nodes.host.loaders._gguf import reload_gguf
 
     path = tmp_path / "cut.gguf"
     path.write_bytes(host.diffusion("packed").read_bytes()[:-4096])
@@ -167,7 +167,7 @@ def test_a_text_encoder_in_the_place_of_a_diffusion_model(host: Host, tmp_path: 
 
 @pytest.mark.parametrize("tokens", [0, 8])
 def test_the_tokenizer_goes_with_the_weights_where_the_file_has_one(host: Host, tmp_path: Path, tokens: int) -> None:
-    from comfy_nodes.host._gguf_loaders import _text_encoder
+    from comfy_nodes.host.loaders._gguf import _text_encoder
 
     weights = _text_encoder(write_encoder(tmp_path / "t5.gguf", tokens=tokens))
     assert "encoder.block.0.layer.0.SelfAttention.q.weight" in weights
@@ -192,7 +192,7 @@ def test_a_broken_text_encoder_is_named(host: Host, tmp_path: Path) -> None:
 
 
 def test_text_encoders_of_both_formats_are_read_side_by_side(host: Host, tmp_path: Path) -> None:
-    from comfy_nodes.host._gguf_loaders import _text_encoder
+    from comfy_nodes.host.loaders._gguf import _text_encoder
 
     path = tmp_path / "plain.safetensors"
     save_file({"text_model.weight": torch.eye(2)}, path)

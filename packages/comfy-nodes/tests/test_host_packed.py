@@ -94,7 +94,7 @@ def test_a_damaged_file_and_a_text_encoder_are_refused(host: Host, packed: Path)
 
 
 def test_other_loaders_read_the_dense_weights(host: Host, packed: Path) -> None:
-    from comfy_nodes.host import _compat
+    from comfy_nodes.host.app import _compat
 
     found, metadata = _compat.read_torch_file(str(packed))
     expected, said = _compat.read_torch_file(str(host.diffusion("bfloat16")))

@@ -32,7 +32,7 @@ def vae_file(host: Host) -> Path:
 
 @pytest.mark.parametrize("spec", [None, "npu:0,100kb;npu:1,1mb;cpu,*", "#npu:0;4;cpu", "#npu:0;4;npu:2"])
 def test_a_placed_vae_decodes_and_encodes_the_same(host: Host, spec: str | None) -> None:
-    from comfy_nodes.host._parts import load_vae_file
+    from comfy_nodes.host.loaders._parts import load_vae_file
 
     sd = host.module("comfy.sd")
     stock = sd.VAE(sd=host.module("comfy.utils").load_torch_file(str(vae_file(host))), device=torch.device("npu:0"))
@@ -52,7 +52,7 @@ def test_a_placed_vae_decodes_and_encodes_the_same(host: Host, spec: str | None)
 def test_a_vae_that_the_host_made_for_its_dynamic_vram_is_placed_all_the_same(
     host: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from comfy_nodes.host._parts import load_vae_file
+    from comfy_nodes.host.loaders._parts import load_vae_file
 
     patchers = host.module("comfy.model_patcher")
     if not hasattr(patchers, "CoreModelPatcher"):
@@ -76,7 +76,7 @@ def test_a_vae_that_the_host_made_for_its_dynamic_vram_is_placed_all_the_same(
 
 
 def test_controls_that_move_more_than_there_is_move_everything_and_say_so(host: Host) -> None:
-    from comfy_nodes.host._parts import load_vae_file
+    from comfy_nodes.host.loaders._parts import load_vae_file
 
     loaded = load_vae_file(vae_file(host), request("#npu:0;4;npu:2"))
     assert "more than the" in loaded.text
@@ -102,7 +102,7 @@ def test_a_vae_without_layers_cannot_be_placed_and_says_so(host: Host) -> None:
 
 
 def test_a_file_that_is_no_vae(host: Host) -> None:
-    from comfy_nodes.host._parts import load_vae_file
+    from comfy_nodes.host.loaders._parts import load_vae_file
 
     with pytest.raises(adapter.ModelFileError, match="VAE"):
         load_vae_file(host.diffusion(), request(None))

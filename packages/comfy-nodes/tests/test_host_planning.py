@@ -153,7 +153,7 @@ def test_a_device_without_its_number_is_the_first(host: Host) -> None:
 
 
 def test_a_compute_device_cannot_be_its_own_donor(host: Host) -> None:
-    from comfy_nodes.host._machine import machine
+    from comfy_nodes.host.app._machine import machine
 
     with pytest.raises(adapter.PlacementRefusedError, match=r"npu:1 is to compute and to be its own donor"):
         machine("npu:1", ["npu:1", "cpu"])
@@ -169,10 +169,10 @@ def test_the_names_of_something_else_are_no_model(host: Host, tmp_path: Path) ->
 
 
 def test_a_folder_that_is_not_there_is_named_with_the_places(host: Host) -> None:
-    from comfy_nodes.host import _folders
+    from comfy_nodes.host.app import folders
 
     with pytest.raises(FileNotFoundError, match=r"not-there with a model_index\.json is in none of .*diffusers"):
-        _folders.diffusers_folder("sdxl-that-is-not-there")
+        folders.diffusers_folder("sdxl-that-is-not-there")
 
 
 @pytest.mark.parametrize("kind", [BF16, "plain"])
@@ -180,7 +180,7 @@ def test_a_load_reads_the_header_once_finds_the_device_once_and_plans_once(
     host: Host, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half precision is planned from its header; float32 when it is loaded, since the host chooses its type."""
-    from comfy_nodes.host import _planning, _prepare
+    from comfy_nodes.host.placing import _planning, _prepare
 
     calls: Counter[str] = Counter()
 

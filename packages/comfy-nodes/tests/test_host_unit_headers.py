@@ -11,7 +11,7 @@ from cli_gguf import write_gguf
 from safetensors.torch import save_file
 
 from comfy_nodes.host._errors import ModelFileError
-from comfy_nodes.host._headers import diffusion_prefix, has_header, read_model_header
+from comfy_nodes.host.placing._headers import diffusion_prefix, has_header, read_model_header
 
 WEIGHTS = {"blocks.0.q.weight": torch.zeros(64, 64), "blocks.0.q.bias": torch.zeros(64)}
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from block_discovery import BlockDiscoveryError, BlockTree
-from comfy_nodes.host._layers import Sizes, layer_tree
+from comfy_nodes.host.placing._layers import Sizes, layer_tree
 
 LINEAR = {"weight": ((64, 64), 8192), "bias": ((64,), 128)}
 

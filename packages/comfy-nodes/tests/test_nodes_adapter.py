@@ -16,14 +16,16 @@ from nodes_testing import DEVICES
 
 from alloc_spec import parse
 from comfy_nodes import host as adapter
-from comfy_nodes.host import Checkpoint, Loaded, PlacementReport, PlacementRequest, _app, _folders
-from comfy_nodes.nodes import _choices, _classes, _output, _serving, _tools
-from comfy_nodes.nodes._asked import request_for
-from comfy_nodes.nodes._checkpoint_parts import part_request
+from comfy_nodes.host import Checkpoint, Loaded, PlacementReport, PlacementRequest
+from comfy_nodes.host.app import folders, interface
+from comfy_nodes.nodes import _serving
 from comfy_nodes.nodes._errors import InputValueError
-from comfy_nodes.nodes._singles import CHECKPOINT_PARTS, CHECKPOINT_PARTS_DISTORCH2, PLAN
-from comfy_nodes.nodes._table import TABLE
-from comfy_nodes.nodes._widgets import Devices, Files, Fixed, OfHostNode, combo
+from comfy_nodes.nodes.running import _choices, _classes, _output, _tools
+from comfy_nodes.nodes.running._checkpoint_parts import part_request
+from comfy_nodes.nodes.running._request import request_for
+from comfy_nodes.nodes.table._singles import CHECKPOINT_PARTS, CHECKPOINT_PARTS_DISTORCH2, PLAN
+from comfy_nodes.nodes.table._table import TABLE
+from comfy_nodes.nodes.table._widgets import Devices, Files, Fixed, OfHostNode, combo
 from device_placement import Finding
 
 FILES = {
@@ -36,15 +38,15 @@ FILES = {
 def edge(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two cards, and folders with a few files."""
     monkeypatch.setitem(vars(adapter), "device_names", lambda: DEVICES)
-    monkeypatch.setattr(_folders, "file_names", FILES.__getitem__)
-    monkeypatch.setattr(_folders, "full_path", lambda folder, name: f"/{folder}/{name}")
-    monkeypatch.setattr(_folders, "embedding_directory", lambda: ["/embeddings"])
+    monkeypatch.setattr(folders, "file_names", FILES.__getitem__)
+    monkeypatch.setattr(folders, "full_path", lambda folder, name: f"/{folder}/{name}")
+    monkeypatch.setattr(folders, "embedding_directory", lambda: ["/embeddings"])
 
 
 def registers(monkeypatch: pytest.MonkeyPatch, **nodes: Mapping[str, Any]) -> None:
     """Let the host have nodes that describe their inputs so."""
     table = {name: SimpleNamespace(INPUT_TYPES=lambda said=said: said) for name, said in nodes.items()}
-    monkeypatch.setattr(_app, "registered_nodes", lambda: table)
+    monkeypatch.setattr(interface, "registered_nodes", lambda: table)
 
 
 def test_devices_are_offered_behind_what_stands_before_them() -> None:
@@ -201,7 +203,7 @@ def test_a_dry_run_that_planned_nothing_is_a_defect(monkeypatch: pytest.MonkeyPa
         return PlacementReport(subject="a", text="a")
 
     monkeypatch.setitem(vars(adapter), "plan_file", plan_file)
-    monkeypatch.setattr(_app, "progress_bar", lambda total: SimpleNamespace(update=lambda steps: None))
+    monkeypatch.setattr(interface, "progress_bar", lambda total: SimpleNamespace(update=lambda steps: None))
     with pytest.raises(AssertionError, match="a dry run gave no plan"):
         _tools.EXECUTES["TorchspanPlan"](object, {"model_name": "checkpoints/sub/sdxl.safetensors"})
     assert asked == [("/checkpoints/sub/sdxl.safetensors", parse("#cuda:0;4;cpu"))]
@@ -271,7 +273,7 @@ class Api:
 
 
 def test_a_report_is_an_output_only_where_the_row_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_app, "comfy_api", lambda: Api)
+    monkeypatch.setattr(interface, "comfy_api", lambda: Api)
     loaded = Loaded(value="model", reports=(PlacementReport(subject="a", text="tables"),))
     standard = _output.loaded_output(TABLE["UNETLoaderDisTorchMultiGPU"], loaded)
     assert (standard.args, standard.ui) == (("model", "tables"), {"text": ("tables",)})
@@ -283,7 +285,7 @@ def test_a_report_is_an_output_only_where_the_row_has_one(monkeypatch: pytest.Mo
 
 
 def test_what_is_shown_besides_the_text_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_app, "comfy_api", lambda: Api)
+    monkeypatch.setattr(interface, "comfy_api", lambda: Api)
     assert _output.node_output(1, text="words", shown={"images": ["a"]}).ui == {"images": ["a"], "text": ("words",)}
     assert _output.node_output(1).ui is None
 

@@ -10,9 +10,9 @@ from nodes_testing import DEVICES
 
 from alloc_spec import AllocSpecError, AllocSyntaxError, AllocValueError, parse
 from comfy_nodes.host import PlacementRequest
-from comfy_nodes.nodes._asked import check_expert, placement, request_for
 from comfy_nodes.nodes._controls import Controls
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.running._request import check_expert, placement, request_for
+from comfy_nodes.nodes.table._table import TABLE
 
 STANDARD = TABLE["UNETLoaderDisTorchMultiGPU"]
 PLAIN = TABLE["UNETLoaderMultiGPU"]

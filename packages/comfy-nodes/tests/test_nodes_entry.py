@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from comfy_nodes.cli import _link
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 
 ROOT = Path(__file__).resolve().parents[3]
 ENTRIES = {

@@ -10,7 +10,7 @@ import pytest
 from host_testing import comfyui, host
 from nodes_host_testing import Pack, pack
 
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 
 __all__ = ["comfyui", "host", "pack"]
 pytestmark = pytest.mark.host

@@ -8,8 +8,8 @@ from nodes_testing import DEVICES, sent_by_editor
 
 from comfy_nodes.nodes._controls import FIELD_OF
 from comfy_nodes.nodes._errors import InputValueError
-from comfy_nodes.nodes._rewrite import rewrite_prompt
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.older._rewrite import rewrite_prompt
+from comfy_nodes.nodes.table._table import TABLE
 
 LAYOUTS = pytest.mark.parametrize("layout", GOLDEN)
 

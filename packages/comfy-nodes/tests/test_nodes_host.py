@@ -13,8 +13,8 @@ from nodes_host_testing import Pack, pack, with_output
 from nodes_testing import sent_by_editor
 
 from comfy_nodes.nodes._errors import ConflictingInputsError
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._table import TABLE
 from device_placement import PlacementPlan
 
 __all__ = ["comfyui", "host", "pack"]

@@ -11,18 +11,19 @@ from nodes_testing import DEVICES
 
 from alloc_spec import parse
 from comfy_nodes import host as adapter
-from comfy_nodes.host import Loaded, PlacementRequest, _app, _folders
-from comfy_nodes.nodes import _checkpoint_parts, _load
-from comfy_nodes.nodes._loaders import LOADERS
+from comfy_nodes.host import Loaded, PlacementRequest
+from comfy_nodes.host.app import folders, interface
+from comfy_nodes.nodes.running import _checkpoint_parts, _load
+from comfy_nodes.nodes.table._loaders import LOADERS
 
 
 @pytest.fixture(autouse=True)
 def edge(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with two cards, and folders in which every file is found."""
     monkeypatch.setitem(vars(adapter), "device_names", lambda: DEVICES)
-    monkeypatch.setattr(_folders, "full_path", lambda folder, name: f"/{folder}/{name}")
-    monkeypatch.setattr(_folders, "diffusers_folder", lambda name: f"/diffusers/{name}")
-    monkeypatch.setattr(_folders, "embedding_directory", lambda: ["/embeddings"])
+    monkeypatch.setattr(folders, "full_path", lambda folder, name: f"/{folder}/{name}")
+    monkeypatch.setattr(folders, "diffusers_folder", lambda name: f"/diffusers/{name}")
+    monkeypatch.setattr(folders, "embedding_directory", lambda: ["/embeddings"])
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_what_is_missing_is_the_hosts_to_say(monkeypatch: pytest.MonkeyPatch, ca
     def absent(folder: str, name: str) -> str:
         raise FileNotFoundError(f"{name} is not among the host's {folder}")
 
-    monkeypatch.setattr(_folders, "full_path", absent)
+    monkeypatch.setattr(folders, "full_path", absent)
     with pytest.raises(FileNotFoundError, match="b is not among the host's text_encoders"):
         _load.run(LOADERS["DualCLIPLoaderGGUF"], {"clip_name1": "b", "clip_name2": "c"}, REQUEST)
     assert calls == []
@@ -152,7 +153,7 @@ def executed(monkeypatch: pytest.MonkeyPatch, calls: list[Any]) -> list[int]:
         steps.append(total)
         return SimpleNamespace(update=steps.append)
 
-    monkeypatch.setattr(_app, "progress_bar", progress_bar)
+    monkeypatch.setattr(interface, "progress_bar", progress_bar)
     monkeypatch.setattr(_checkpoint_parts, "loaded_output", lambda row, loaded: (row.node_id, loaded.value))
     return steps
 

@@ -13,7 +13,7 @@ from nodes_host_testing import Pack, pack
 from alloc_spec import parse
 from comfy_nodes import host as adapter
 from comfy_nodes.host import Checkpoint, Loaded, PlacementRequest
-from comfy_nodes.nodes._loaders import LOADERS
+from comfy_nodes.nodes.table._loaders import LOADERS
 
 __all__ = ["comfyui", "host", "pack"]
 pytestmark = pytest.mark.host

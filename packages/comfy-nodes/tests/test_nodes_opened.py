@@ -17,12 +17,12 @@ from nodes_golden import WORKFLOWS
 from nodes_testing import DEVICES, sent_by_editor
 
 from alloc_spec import AllocSpecError
-from comfy_nodes.host import _app
-from comfy_nodes.nodes._asked import check_expert, request_for
+from comfy_nodes.host.app import interface
 from comfy_nodes.nodes._errors import NodeError
-from comfy_nodes.nodes._opened import reopen, reopen_node
-from comfy_nodes.nodes._rewrite import declared_name, rewrite_inputs, rewrite_prompt
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.older._opened import reopen, reopen_node
+from comfy_nodes.nodes.older._rewrite import declared_name, rewrite_inputs, rewrite_prompt
+from comfy_nodes.nodes.running._request import check_expert, request_for
+from comfy_nodes.nodes.table._table import TABLE
 
 UI = sorted(WORKFLOWS.glob("*-ui.json"))
 API = sorted(WORKFLOWS.glob("*-api.json"))
@@ -246,7 +246,7 @@ def test_the_route_answers_objects_alone(
         assert threading.current_thread() is not threading.main_thread()
         return {"said": {name: document[name] for name in ("nodes",)}}
 
-    assert _app.answer("/reopen", respond)
+    assert interface.answer("/reopen", respond)
 
     async def ask() -> tuple[int, Any]:
         application = web.Application()
@@ -280,7 +280,7 @@ def test_huge_inputs_of_an_older_layout_take_no_time(inputs: dict[str, Any]) -> 
 
 def test_without_a_server_there_is_no_route(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "server", raising=False)
-    assert not _app.answer("/reopen", lambda document: document)
+    assert not interface.answer("/reopen", lambda document: document)
 
 
 saved_values = st.lists(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from comfy_nodes.nodes._picture import COLOURS, HEIGHT, WIDTH, _subtitle, columns, picture
-from comfy_nodes.nodes._tools import exact_allocation
+from comfy_nodes.nodes.running._picture import COLOURS, HEIGHT, WIDTH, _subtitle, columns, picture
+from comfy_nodes.nodes.running._tools import exact_allocation
 from device_placement import Device, Hardware, Link, PlacementPlan, TensorHome, UnitPlacement, predict
 
 pytest.importorskip("PIL")

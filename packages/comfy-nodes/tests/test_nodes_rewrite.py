@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nodes_testing import DEVICES
 
-from comfy_nodes.nodes._asked import request_for
 from comfy_nodes.nodes._controls import read_controls
 from comfy_nodes.nodes._errors import ConflictingInputsError, NodeError
-from comfy_nodes.nodes._rewrite import rewrite_inputs, rewrite_prompt
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.older._rewrite import rewrite_inputs, rewrite_prompt
+from comfy_nodes.nodes.running._request import request_for
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._table import TABLE
 
 STANDARD = TABLE["UNETLoaderDisTorchMultiGPU"]
 LEGACY = TABLE["CLIPLoaderGGUFDisTorchMultiGPU"]

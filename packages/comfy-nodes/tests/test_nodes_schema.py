@@ -14,18 +14,19 @@ from nodes_testing import DEVICES
 
 from alloc_spec import parse
 from comfy_nodes import host as adapter
-from comfy_nodes.host import Loaded, PlacementRequest, _app, _folders
-from comfy_nodes.nodes import _load
-from comfy_nodes.nodes._asked import request_for
-from comfy_nodes.nodes._classes import node_class
-from comfy_nodes.nodes._layouts import DISTORCH2, DISTORCH2_ENCODER, LEGACY, LEGACY_ENCODER, PLAIN, STANDARD
-from comfy_nodes.nodes._loaders import LOADERS
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._schema import input_of, output_of, schema, schema_of
-from comfy_nodes.nodes._table import TABLE
-from comfy_nodes.nodes._tools import ALWAYS_NEW
-from comfy_nodes.nodes._variants import variant
-from comfy_nodes.nodes._widgets import Devices, Fixed, Output, Widget, combo, link
+from comfy_nodes.host import Loaded, PlacementRequest
+from comfy_nodes.host.app import folders, interface
+from comfy_nodes.nodes.running import _load
+from comfy_nodes.nodes.running._classes import node_class
+from comfy_nodes.nodes.running._request import request_for
+from comfy_nodes.nodes.running._schema import input_of, output_of, schema, schema_of
+from comfy_nodes.nodes.running._tools import ALWAYS_NEW
+from comfy_nodes.nodes.table._layouts import DISTORCH2, DISTORCH2_ENCODER, LEGACY, LEGACY_ENCODER, PLAIN, STANDARD
+from comfy_nodes.nodes.table._loaders import LOADERS
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._table import TABLE
+from comfy_nodes.nodes.table._variants import variant
+from comfy_nodes.nodes.table._widgets import Devices, Fixed, Output, Widget, combo, link
 
 OLD = ("node_id", "display_name", "category", "description", "inputs", "outputs", "is_output_node")
 NEW = (*OLD, "is_deprecated", "accept_all_inputs", "is_api_node")
@@ -60,16 +61,16 @@ def api(known: tuple[str, ...]) -> Any:
 @pytest.fixture(autouse=True)
 def edge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(vars(adapter), "device_names", lambda: DEVICES)
-    monkeypatch.setattr(_app, "comfy_api", lambda: api(NEW))
-    monkeypatch.setattr(_app, "registered_nodes", dict)
-    monkeypatch.setattr(_folders, "file_names", lambda folder: [f"{folder}.safetensors", f"{folder}.gguf"])
+    monkeypatch.setattr(interface, "comfy_api", lambda: api(NEW))
+    monkeypatch.setattr(interface, "registered_nodes", dict)
+    monkeypatch.setattr(folders, "file_names", lambda folder: [f"{folder}.safetensors", f"{folder}.gguf"])
 
 
 def test_a_host_is_told_what_it_knows_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     row = TABLE["UnetLoaderGGUFDisTorchLegacyMultiGPU"]
     told = schema_of(row)
     assert (told.is_deprecated, told.accept_all_inputs) == (True, True)
-    monkeypatch.setattr(_app, "comfy_api", lambda: api(OLD))
+    monkeypatch.setattr(interface, "comfy_api", lambda: api(OLD))
     older = schema_of(row)
     assert {name: getattr(older, name) for name in OLD} == {name: getattr(told, name) for name in OLD}
     assert not hasattr(older, "is_deprecated")
@@ -150,7 +151,7 @@ def test_a_loaders_own_inputs_and_the_added_ones_go_their_ways(monkeypatch: pyte
         return Loaded(value="model")
 
     monkeypatch.setattr(_load, "run", run)
-    monkeypatch.setattr(_app, "progress_bar", lambda total: SimpleNamespace(update=steps.append))
+    monkeypatch.setattr(interface, "progress_bar", lambda total: SimpleNamespace(update=steps.append))
     made: Any = node_class(TABLE["UNETLoaderDisTorch2MultiGPU"])
     given = {"unet_name": "a", "weight_dtype": "default", "device": "cuda:1", "virtual_vram_gb": 3.0, "extra": 1}
     assert made.execute(**given).args == ("model",)

@@ -14,11 +14,12 @@ from host_testing import comfyui, host
 from nodes_host_testing import Pack, pack, with_output
 from safetensors.torch import save_file
 
-from comfy_nodes.host import PlacementRefusedError, _app
+from comfy_nodes.host import PlacementRefusedError
+from comfy_nodes.host.app import interface
 from comfy_nodes.nodes import _serving
 from comfy_nodes.nodes._errors import SiblingError
-from comfy_nodes.nodes._siblings import SIBLINGS, SiblingNode
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._siblings import SIBLINGS, SiblingNode
+from comfy_nodes.nodes.table._table import TABLE
 
 __all__ = ["comfyui", "host", "pack"]
 pytestmark = pytest.mark.host
@@ -341,9 +342,9 @@ def test_nodes_without_their_library_are_left_out_with_one_sentence(
     pack: Pack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(_serving, "find_spec", lambda name: None if name == "gguf" else object())
-    monkeypatch.setattr(_app, "on_prompt", lambda rewrite: True)
-    monkeypatch.setattr(_app, "answer", lambda path, respond: True)
-    monkeypatch.setattr(_app, "when_started", lambda callback: True)
+    monkeypatch.setattr(interface, "on_prompt", lambda rewrite: True)
+    monkeypatch.setattr(interface, "answer", lambda path, respond: True)
+    monkeypatch.setattr(interface, "when_started", lambda callback: True)
     with caplog.at_level(logging.WARNING):
         made = _serving.mappings.__wrapped__()
     assert [record.getMessage() for record in caplog.records if "GGUF" in record.getMessage()] == [

@@ -12,7 +12,7 @@ import pytest
 TABLE_ALONE = """
 import json, sys
 from comfy_nodes.nodes import WEB_DIRECTORY
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.nodes.table._table import TABLE
 print(json.dumps([len(TABLE), sorted({name.partition(".")[0] for name in sys.modules})]))
 """
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from comfy_nodes.nodes._controls import FIELD_OF
-from comfy_nodes.nodes._layouts import LAYOUTS, LEGACY, LEGACY_ENCODER, STANDARD
-from comfy_nodes.nodes._loaders import LOADERS, Loader
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._siblings import SIBLINGS
-from comfy_nodes.nodes._table import TABLE
-from comfy_nodes.nodes._widgets import Devices, Files, OfHostNode
+from comfy_nodes.nodes.table._layouts import LAYOUTS, LEGACY, LEGACY_ENCODER, STANDARD
+from comfy_nodes.nodes.table._loaders import LOADERS, Loader
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._siblings import SIBLINGS
+from comfy_nodes.nodes.table._table import TABLE
+from comfy_nodes.nodes.table._widgets import Devices, Files, OfHostNode
 
 DATA = Path(__file__).parent / "data"
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((DATA / "published_nodes.json").read_text())["nodes"]

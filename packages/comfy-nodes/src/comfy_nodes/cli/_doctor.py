@@ -16,9 +16,9 @@ from comfy_nodes.cli._comfyui import OLDEST, ancestors, find_comfyui, is_old, pa
 from comfy_nodes.cli._exit import ExitCode
 from comfy_nodes.cli._output import print_findings
 from comfy_nodes.contract import Checkout, check, load_contract
-from comfy_nodes.nodes._siblings import SIBLINGS
-from comfy_nodes.nodes._table import TABLE
 from comfy_nodes.nodes._unmet import ids_of
+from comfy_nodes.nodes.table._siblings import SIBLINGS
+from comfy_nodes.nodes.table._table import TABLE
 from device_placement import Finding, diagnose
 
 DISTRIBUTION = "comfy-nodes"

@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"torchspan {version('comfy-nodes')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_demo(_command(commands, "demo", "do the main job on a small model, end to end", _help.DEMO, _later("_demo")))
+    _add_demo(
+        _command(commands, "demo", "do the main job on a small model, end to end", _help.DEMO, _later("demo._demo"))
+    )
     _add_plan(
         _command(commands, "plan", "plan and predict a model from its file header alone", _help.PLAN, _later("_plan"))
     )

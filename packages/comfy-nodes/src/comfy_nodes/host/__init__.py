@@ -16,32 +16,32 @@ from comfy_nodes.host._errors import HostError, ModelFileError, PlacementRefused
 from comfy_nodes.host._request import Allocation, Checkpoint, Loaded, PlacementReport, PlacementRequest
 
 if TYPE_CHECKING:
-    from comfy_nodes.host._devices import DeviceInfo, available_devices, device_names, release
-    from comfy_nodes.host._gguf_loaders import load_gguf_diffusion_model, load_gguf_text_encoders
-    from comfy_nodes.host._loaders import (
+    from comfy_nodes.host.app._devices import DeviceInfo, available_devices, device_names, release
+    from comfy_nodes.host.loaders._gguf import load_gguf_diffusion_model, load_gguf_text_encoders
+    from comfy_nodes.host.loaders._models import (
         load_checkpoint,
         load_diffusers,
         load_diffusion_model,
         load_text_encoders,
     )
-    from comfy_nodes.host._parts import load_clip_vision, load_controlnet, load_vae
-    from comfy_nodes.host._planning import plan_file
+    from comfy_nodes.host.loaders._parts import load_clip_vision, load_controlnet, load_vae
+    from comfy_nodes.host.placing._planning import plan_file
 else:
     _NEED_HOST = {
-        "DeviceInfo": "_devices",
-        "available_devices": "_devices",
-        "device_names": "_devices",
-        "load_checkpoint": "_loaders",
-        "load_clip_vision": "_parts",
-        "load_controlnet": "_parts",
-        "load_diffusers": "_loaders",
-        "load_diffusion_model": "_loaders",
-        "load_gguf_diffusion_model": "_gguf_loaders",
-        "load_gguf_text_encoders": "_gguf_loaders",
-        "load_text_encoders": "_loaders",
-        "load_vae": "_parts",
-        "plan_file": "_planning",
-        "release": "_devices",
+        "DeviceInfo": "app._devices",
+        "available_devices": "app._devices",
+        "device_names": "app._devices",
+        "load_checkpoint": "loaders._models",
+        "load_clip_vision": "loaders._parts",
+        "load_controlnet": "loaders._parts",
+        "load_diffusers": "loaders._models",
+        "load_diffusion_model": "loaders._models",
+        "load_gguf_diffusion_model": "loaders._gguf",
+        "load_gguf_text_encoders": "loaders._gguf",
+        "load_text_encoders": "loaders._models",
+        "load_vae": "loaders._parts",
+        "plan_file": "placing._planning",
+        "release": "app._devices",
     }
 
     def __getattr__(name: str) -> object:

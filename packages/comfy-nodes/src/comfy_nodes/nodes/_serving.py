@@ -10,15 +10,15 @@ from types import ModuleType
 from typing import Any
 
 from comfy_nodes import host
-from comfy_nodes.host import _app
-from comfy_nodes.nodes._classes import node_class
-from comfy_nodes.nodes._opened import reopen
-from comfy_nodes.nodes._rewrite import rewrite_prompt
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._sibling_class import sibling_class
-from comfy_nodes.nodes._siblings import SIBLINGS
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.host.app import interface
 from comfy_nodes.nodes._unmet import disabled_here
+from comfy_nodes.nodes.older._opened import reopen
+from comfy_nodes.nodes.older._rewrite import rewrite_prompt
+from comfy_nodes.nodes.running._classes import node_class
+from comfy_nodes.nodes.running._sibling_class import sibling_class
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._siblings import SIBLINGS
+from comfy_nodes.nodes.table._table import TABLE
 
 _log = logging.getLogger(__name__)
 REOPEN = "/torchspan/api/v1/reopen"
@@ -35,9 +35,9 @@ def mappings() -> dict[str, type]:
     left_out = {row.node_id for row in _without_dependency()} | disabled_here()
     classes = {node_id: node_class(row) for node_id, row in TABLE.items() if node_id not in left_out}
     classes |= _sibling_classes(left_out)
-    _app.on_prompt(_rewrite)
-    _app.answer(REOPEN, _reopen)
-    _app.when_started(_started)
+    interface.on_prompt(_rewrite)
+    interface.answer(REOPEN, _reopen)
+    interface.when_started(_started)
     return classes
 
 
@@ -48,7 +48,7 @@ def display_names() -> dict[str, str]:
 
 def enter_siblings() -> list[str]:
     """Enter the nodes of packs that were loaded after this one into the host; return their ids."""
-    registered = _app.registered_nodes()
+    registered = interface.registered_nodes()
     late = _sibling_classes({*registered, *disabled_here()})
     module = getattr(registered.get("DeviceSelectorMultiGPU"), "RELATIVE_PYTHON_MODULE", None)
     for node_id, made in late.items():
@@ -83,7 +83,7 @@ def who_serves(packs: Mapping[str, ModuleType], registered: Mapping[str, Any]) -
 
 def _sibling_classes(without: Collection[str]) -> dict[str, type]:
     """Classes for nodes of other packs that are loaded, but for some ids; one that cannot be made is logged."""
-    there = _app.registered_nodes()
+    there = interface.registered_nodes()
     made = {}
     for node in SIBLINGS:
         if node.base not in there or node.node_id in without:
@@ -110,7 +110,7 @@ def _started() -> None:
     late = enter_siblings()
     if late:
         _log.info("%d nodes for packs that were loaded later: %s", len(late), ", ".join(late))
-    for sentence in who_serves(_app.loaded_packs(), _app.registered_nodes()):
+    for sentence in who_serves(interface.loaded_packs(), interface.registered_nodes()):
         _log.warning("%s", sentence)
 
 

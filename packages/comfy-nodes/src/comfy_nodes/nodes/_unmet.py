@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 
 from comfy_nodes.contract import EVERY_NODE, OTHER_PACKS, Broken, Checkout, check, load_contract
-from comfy_nodes.host import _app
-from comfy_nodes.nodes._row import NodeRow
-from comfy_nodes.nodes._siblings import SIBLINGS
-from comfy_nodes.nodes._table import TABLE
+from comfy_nodes.host.app import interface
+from comfy_nodes.nodes.table._row import NodeRow
+from comfy_nodes.nodes.table._siblings import SIBLINGS
+from comfy_nodes.nodes.table._table import TABLE
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +44,15 @@ def disabled_here() -> frozenset[str]:
     What its source does not show is looked for in the process before a node is given up.
     """
     try:
-        broken = [each for each in check(load_contract(), Checkout(_app.program_folder())) if not each.need.optional]
+        broken = [
+            each for each in check(load_contract(), Checkout(interface.program_folder())) if not each.need.optional
+        ]
     except (OSError, ValueError) as error:
         _log.warning("this ComfyUI could not be compared with what the nodes use of it: %s", error)
         return frozenset()
-    broken = [each for each in broken if each.need.kind != "symbol" or each.is_present or not _app.has(each.need.name)]
+    broken = [
+        each for each in broken if each.need.kind != "symbol" or each.is_present or not interface.has(each.need.name)
+    ]
     found = disabled(broken, TABLE)
     if broken:
         reasons = "; ".join(f"{each.need.name}: {each.reason}" for each in broken)

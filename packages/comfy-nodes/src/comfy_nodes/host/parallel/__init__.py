@@ -1,6 +1,6 @@
 """One MODEL of the host that several devices compute together, behind every stock node.
 
-May import: _errors, _machine.
+May import: _errors, app.
 """
 
 from __future__ import annotations

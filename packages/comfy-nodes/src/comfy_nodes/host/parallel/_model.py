@@ -9,7 +9,7 @@ import comfy.model_patcher
 import comfy.patcher_extension as extension
 import torch
 
-from comfy_nodes.host._machine import known_device
+from comfy_nodes.host.app._machine import known_device
 from comfy_nodes.host.parallel._request import WITHOUT_WRAPPERS, ParallelRefusedError, ParallelRequest
 from comfy_nodes.host.parallel._seam import KEY, install
 from comfy_nodes.host.parallel._session import Session
