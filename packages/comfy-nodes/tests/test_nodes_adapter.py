@@ -216,7 +216,7 @@ def test_the_doctors_columns_end_under_their_titles(name: str) -> None:
         SimpleNamespace(name="cpu", total_bytes=512 << 30, free_bytes=1, loaded_bytes=0, label=""),
     ]
     head, *rows = _tools.describe(devices, []).splitlines()  # type: ignore[arg-type]
-    ends = [match.end() for match in re.finditer(r"(total|free|models) GB", head)]
+    ends = [match.end() for match in re.finditer(r"(total|free|models) GiB", head)]
     for row in rows:
         assert all(row[end - 1].isdigit() and row[end : end + 1] in (" ", "") for end in ends), row
     assert rows[0].split() == [name, "24.00", "22.00", "1.00", "A", "card"]
@@ -244,9 +244,9 @@ def test_no_earlier_run_stands_for_what_depends_on_the_machine() -> None:
 @pytest.mark.parametrize(
     ("inputs", "asked", "text"),
     [
-        ({}, None, "1.50 GB of models left all devices"),
-        ({"device": "all devices"}, None, "1.50 GB of models left all devices"),
-        ({"device": "cuda:1", "anything": "the latent"}, "cuda:1", "1.50 GB of models left cuda:1"),
+        ({}, None, "1.5 GiB of models left all devices"),
+        ({"device": "all devices"}, None, "1.5 GiB of models left all devices"),
+        ({"device": "cuda:1", "anything": "the latent"}, "cuda:1", "1.5 GiB of models left cuda:1"),
     ],
 )
 def test_memory_is_released_where_it_is_asked_for_and_the_input_goes_on(

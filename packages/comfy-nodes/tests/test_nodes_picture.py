@@ -71,8 +71,8 @@ def test_the_prediction_changes_the_words_and_not_the_bars() -> None:
     ("shares", "seconds", "words"),
     [
         ((4, 0), None, "everything resident on cuda:0"),
-        ((3, 1), None, "0.01 GB sent to cuda:0 a pass, 0.0015 s on the busiest link"),
-        ((3, 1), 0.5, "0.01 GB sent to cuda:0 a pass; predicted 1.00 x all resident, bound by the compute"),
+        ((3, 1), None, "12 MiB sent to cuda:0 a step, 0.0015 s on the busiest link"),
+        ((3, 1), 0.5, "12 MiB sent to cuda:0 a step; predicted 1.00 x all resident, bound by the compute"),
     ],
 )
 def test_the_words_say_what_is_known(shares: tuple[int, ...], seconds: float | None, words: str) -> None:

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from alloc_spec import AllocationSpec, AllocResolveError, Auto, Bytes, Entry, Rest
+from alloc_spec import AllocationSpec, AllocResolveError, Auto, Bytes, Entry, Rest, human_size
 from block_discovery import BlockTree
 from comfy_nodes.host._errors import PlacementRefusedError
 from comfy_nodes.host.app._machine import machine
 from device_placement import Hardware, PlacementError, Policy, plan, predict
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +41,12 @@ def choose(tree: BlockTree, compute: str, donors: Sequence[str], *, policy: Poli
     hardware = machine(compute, donors)
     room = hardware.device(compute)
     have = (
-        f"{compute} has {room.free_bytes / GIB:.2f} GB that can be free, of which {room.reserve_bytes / GIB:.2f} GB "
+        f"{compute} has {human_size(room.free_bytes)} that can be free, of which {human_size(room.reserve_bytes)} "
         "are for activations"
     )
     whole = AllocationSpec(entries=(Entry(device=compute, amount=Rest()),))
     if tree.size_bytes <= room.usable_bytes:
-        fits = f"auto: {tree.size_bytes / GIB:.2f} GB of weights fit on {compute}: {have}; nothing is streamed"
+        fits = f"auto: {human_size(tree.size_bytes)} of weights fit on {compute}: {have}; nothing is streamed"
         return Choice(spec=whole, hardware=hardware, reasons=(fits,))
     best: tuple[float, AllocationSpec] | None = None
     tried: list[str] = []
@@ -64,13 +62,13 @@ def choose(tree: BlockTree, compute: str, donors: Sequence[str], *, policy: Poli
             best = (seconds, spec)
     if best is None:
         raise PlacementRefusedError(
-            f"a model of {tree.size_bytes} bytes",
+            f"a model of {human_size(tree.size_bytes)}",
             "no device or set of devices has room for it: " + "; ".join(refusals or ["there is no donor"]),
             "free memory, or take a smaller or quantised model",
         )
     seconds, spec = best
     reasons = (
-        f"auto: {tree.size_bytes / GIB:.2f} GB of weights are more than fit: {have}",
+        f"auto: {human_size(tree.size_bytes)} of weights are more than fit: {have}",
         f"auto: as much as fits stays there, the rest comes from {_names(spec, compute)} "
         f"({', '.join(f'{link.source} {link.gb_per_second:.3g} GB/s' for link in hardware.links)} measured)",
         f"auto: transfers of one pass take, from {'; '.join(tried)}",

@@ -97,6 +97,11 @@ def plan_tree(tree: BlockTree, request: PlacementRequest, compute: str, *, subje
     estimate = predict(placed, choice.hardware, compute_seconds=request.compute_seconds)
     lines = [f"{subject}: {alloc_spec.explain(choice.spec)}", *choice.reasons]
     lines.append(render_table(placed, choice.hardware, estimate))
+    if placed.slot_bytes:
+        lines.append(
+            f"ComfyUI copies what lives elsewhere when a layer uses it; the {placed.slots} slots are the room that the "
+            f"plan leaves for these copies on {compute}"
+        )
     report = PlacementReport(
         subject=subject, plan=placed, hardware=choice.hardware, estimate=estimate, text="\n".join(lines)
     )
@@ -113,8 +118,8 @@ def _asked(tree: BlockTree, spec: AllocationSpec, compute: str, subject: str) ->
     if spec.dialect is Dialect.CONTROLS and asked_bytes > tree.size_bytes:
         clamped = replace(spec, entries=_clamped(spec, tree.size_bytes))
         note = (
-            f"note: {asked_bytes} bytes were to be moved, which is more than the {tree.size_bytes} bytes of {subject}: "
-            "all of it that can be moved is"
+            f"note: {alloc_spec.human_size(asked_bytes)} were to be moved, and {subject} has "
+            f"{alloc_spec.human_size(tree.size_bytes)}: all of it that can be moved is moved; 0 keeps it"
         )
         return Choice(spec=clamped, hardware=hardware, reasons=(note,))
     return Choice(spec=spec, hardware=hardware)

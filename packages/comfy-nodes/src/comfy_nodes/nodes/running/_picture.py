@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from alloc_spec import human_size
 from device_placement import Estimate, PlacementPlan, UnitPlacement
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def picture(plan: PlacementPlan, estimate: Estimate | None = None) -> torch.Tens
 
     image = Image.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
     draw = ImageDraw.Draw(image)
-    _text(draw, 24, f"{_gb(plan.size_bytes)} on {', '.join((plan.compute, *plan.donors))}", size=20, fill=_INK)
+    _text(draw, 24, f"{human_size(plan.size_bytes)} on {', '.join((plan.compute, *plan.donors))}", size=20, fill=_INK)
     _text(draw, 54, _subtitle(plan, estimate), size=14, fill=_MUTED)
     _bars(draw, plan)
     _legend(draw, plan)
@@ -58,7 +59,7 @@ def columns(units: Sequence[UnitPlacement]) -> list[Sequence[UnitPlacement]]:
 def _subtitle(plan: PlacementPlan, estimate: Estimate | None) -> str:
     if not plan.streamed_bytes:
         return f"everything resident on {plan.compute}"
-    streamed = f"{_gb(plan.streamed_bytes)} sent to {plan.compute} a pass"
+    streamed = f"{human_size(plan.streamed_bytes)} sent to {plan.compute} a step"
     if estimate is None:
         return streamed
     if estimate.slowdown is None:
@@ -91,7 +92,7 @@ def _legend(draw: ImageDraw.ImageDraw, plan: PlacementPlan) -> None:
         left = _MARGIN + index % 3 * (WIDTH - 2 * _MARGIN) // 3
         top = _BASE + 24 + index // 3 * 24
         draw.rectangle((left, top, left + 14, top + 14), fill=colour)
-        _text(draw, top - 1, f"{name} {role} {_gb(held)} ({share:.1%})", size=14, fill=_INK, left=left + 22)
+        _text(draw, top - 1, f"{name} {role} {human_size(held)} ({share:.1%})", size=14, fill=_INK, left=left + 22)
 
 
 def _coloured(plan: PlacementPlan) -> list[tuple[str, str]]:
@@ -102,7 +103,3 @@ def _text(draw: ImageDraw.ImageDraw, top: float, words: str, *, size: int, fill:
     from PIL import ImageFont
 
     draw.text((left, top), words, fill=fill, font=ImageFont.load_default(size))
-
-
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.2f} GB"

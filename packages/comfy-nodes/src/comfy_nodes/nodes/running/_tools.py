@@ -67,13 +67,13 @@ def exact_allocation(plan: PlacementPlan) -> str:
 
 
 def describe(devices: Sequence[DeviceInfo], findings: Sequence[Finding]) -> str:
-    """Devices and findings as lines of text; sizes in GB of 2^30 bytes."""
+    """Devices and findings as lines of text; sizes in GiB."""
     width = max(len(name) for name in ("device", *(device.name for device in devices)))
-    lines = [f"{'device':<{width}}  total GB  free GB  models GB  description"]
+    lines = [f"{'device':<{width}}  total GiB  free GiB  models GiB  description"]
     for device in devices:
         sizes = (device.total_bytes, device.free_bytes, device.loaded_bytes)
         total, free, loaded = (size / 2**30 for size in sizes)
-        lines.append(f"{device.name:<{width}} {total:>9.2f} {free:>8.2f} {loaded:>10.2f}  {device.label}")
+        lines.append(f"{device.name:<{width}} {total:>10.2f} {free:>9.2f} {loaded:>11.2f}  {device.label}")
     for finding in findings:
         lines.append(f"{finding.level}: {finding.subject}: {finding.message}")
         lines += [f"  -> {finding.remedy}"] if finding.remedy else []
@@ -105,7 +105,7 @@ def _doctor(cls: type, inputs: Mapping[str, Any]) -> Any:
 def _release(cls: type, inputs: Mapping[str, Any]) -> Any:
     device = inputs.get("device", ALL_DEVICES)
     freed = host.release(None if device == ALL_DEVICES else device)
-    text = f"{freed / 2**30:.2f} GB of models left {device}"
+    text = f"{alloc_spec.human_size(freed)} of models left {device}"
     _log.info("%s", text)
     return node_output(inputs.get("anything"), text, text=text)
 
