@@ -103,7 +103,7 @@ def inspect_installed(module: str) -> Iterator[str]:
             is_there = hasattr(importlib.import_module(module), name)
         except ModuleNotFoundError as error:
             # What ComfyUI looks for in the node pack is made from ComfyUI's own classes, and needs it.
-            is_there = error.name == "comfy_api"
+            is_there = error.name in ("comfy_api", "folder_paths")
         if not is_there:
             yield f"{module}.{name} is listed in __all__ and does not exist"
     for text in importlib.metadata.requires(module) or ():

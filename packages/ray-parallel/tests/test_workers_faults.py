@@ -140,7 +140,9 @@ def test_the_time_of_the_listener_is_not_that_of_a_step(group: WorkerGroup) -> N
 def test_a_deadline_that_cannot_be_is_refused(group: WorkerGroup, deadline: str, seconds: float) -> None:
     before, generation = processes(group), group.generation
     limits: dict[str, Any] = {deadline: seconds}
-    with pytest.raises(InvalidRequestError, match=f"{deadline} is {seconds}; every deadline is a positive number"):
+    with pytest.raises(
+        InvalidRequestError, match=f"{deadline} is {seconds}; every deadline is a number of seconds above 0"
+    ):
         group.call("worker_tasks:whoami", **limits)
     assert (group.state, group.generation, processes(group)) == ("ready", generation, before)
 

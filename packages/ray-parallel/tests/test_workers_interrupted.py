@@ -85,9 +85,9 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def require_gone(processes: Sequence[Process], folder: str) -> None:
+def require_gone(processes: Sequence[Process], folder: str, seconds: float = 20) -> None:
     """Soon no process is left, nor the folder."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + seconds
     while (any(one.is_alive() for one in processes) or Path(folder).exists()) and time.monotonic() < give_up:
         time.sleep(0.1)
     assert [one.command_line() for one in processes if one.is_alive()] == []
@@ -107,9 +107,14 @@ def test_an_interrupted_driver_takes_everything_with_it(how: signal.Signals) -> 
     require_gone(found, folder)
 
 
-@pytest.mark.parametrize("moment", range(10))
+@pytest.mark.parametrize("moment", range(int(os.environ.get("KILL_MOMENTS", "3"))))
 def test_killed_at_any_moment_nothing_is_left(moment: int) -> None:
-    """The driver or one of the processes that it started, while it starts, meets, loads, works or ends."""
+    """The driver or one of the processes that it started, while it starts, meets, loads, works or ends.
+
+    All but the watcher: without it only the next cluster takes away what is left, as the test below shows. Before the
+    watcher is there, while the cluster starts, Ray's agents end by themselves, after up to a minute. The weekly run
+    sets KILL_MOMENTS=20.
+    """
     chance = random.Random(moment)
     driver = start(DRIVER, TESTS)
     try:
@@ -118,7 +123,7 @@ def test_killed_at_any_moment_nothing_is_left(moment: int) -> None:
         folders = {
             word for one in found for word in one.command_line().split() if "/ray-parallel-" in word and word[0] == "/"
         }
-        victim = chance.choice([driver.pid, *(one.pid for one in found)])
+        victim = chance.choice([driver.pid, *(one.pid for one in found if "tidy_up" not in one.command_line())])
         with suppress(ProcessLookupError):  # it ended by itself just now
             os.kill(victim, signal.SIGKILL)
         time.sleep(chance.uniform(0, 3))
@@ -127,7 +132,7 @@ def test_killed_at_any_moment_nothing_is_left(moment: int) -> None:
         driver.kill()
         driver.communicate(timeout=60)
     for folder in {str(Path("/", *Path(word).parts[1:3])) for word in folders} or {"/nowhere"}:
-        require_gone([*seen], folder)
+        require_gone([*seen], folder, 90)
 
 
 def test_nothing_is_left_when_closing_is_interrupted() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from block_discovery._dtypes import SAFETENSORS_BITS, torch_name
 from block_discovery._errors import HeaderError, InvalidJsonError
+from block_discovery._identify import HEAD_BYTES, foreign_format
 from block_discovery._json import parse_json
 from block_discovery._quoting import quoted
 from block_discovery._regular import FileStamp, open_regular, stamp_of
@@ -79,8 +80,9 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
     with open_regular(path) as file:
         stamp = stamp_of(file)
         file_bytes = stamp.size_bytes
-        length = _read_length(path, file.read(LENGTH_BYTES), file_bytes)
-        raw = file.read(length)
+        head = file.read(HEAD_BYTES)
+        length = _read_length(path, head, file_bytes)
+        raw = head[LENGTH_BYTES : LENGTH_BYTES + length] + file.read(max(0, length + LENGTH_BYTES - len(head)))
     # Before and after reading it: a key may be written in another way, and reading takes its time.
     require_few_tensors(path, raw.count(b'"data_offsets"'))
     entries = _parse(path, raw)
@@ -112,16 +114,20 @@ def read_safetensors_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
     )
 
 
-def _read_length(path: Path, raw: bytes, file_bytes: int) -> int:
+def _read_length(path: Path, head: bytes, file_bytes: int) -> int:
     """The header's length, checked against the format's limit and the file."""
-    if len(raw) < LENGTH_BYTES:
+    foreign = None if head[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{" else foreign_format(head)
+    if foreign is not None:
+        found, remedy = foreign
+        raise HeaderError(f"this is {found}", subject=str(path), offset_bytes=0, remedy=remedy)
+    if len(head) < LENGTH_BYTES:
         raise HeaderError(
             f"the file has {file_bytes} bytes, too few for the length of a header",
             subject=str(path),
             offset_bytes=0,
             remedy=_DOWNLOAD_AGAIN,
         )
-    length = int.from_bytes(raw, "little")
+    length = int.from_bytes(head[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
         raise HeaderError(
             f"the first eight bytes announce a header of {length} bytes, above the limit of {MAX_HEADER_BYTES}",

@@ -176,10 +176,18 @@ def _copy_(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False)
     return self
 
 
-def _equal(self: BlockTensor, other: BlockTensor) -> bool:
-    """Same type, shape and blocks; equal weights of another encoding, dense ones too, are not equal blocks."""
-    same = getattr(self, "ggml_type", None) == getattr(other, "ggml_type", None) and self.shape == other.shape
-    return same and torch.equal(self.packed, other.packed)
+def _equal(self: Any, other: Any) -> bool:
+    """Same shape and weights: by the blocks where both have the same ones, else by the weights that they stand for."""
+    if self.shape != other.shape:
+        return False
+    types = [getattr(tensor, "ggml_type", None) for tensor in (self, other)]
+    if types[0] == types[1] and torch.equal(self.packed, other.packed):
+        return True
+    dense = [
+        tensor if kind is None else tensor.dequantize(self.dtype)
+        for tensor, kind in zip((self, other), types, strict=True)
+    ]
+    return torch.equal(*dense)
 
 
 def _is_pinned(self: BlockTensor, device: torch.device | None = None) -> bool:

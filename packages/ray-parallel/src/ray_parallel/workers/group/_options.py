@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +11,11 @@ from ray_parallel.workers.group._devices import Device
 from ray_parallel.workers.group._names import require_name
 from ray_parallel.workers.weights._plain import Plain, require_plain
 from ray_parallel.workers.weights._shared import SharedWeights
+
+MOST = 4096
+"""Workers, or threads of one: more is a mistake, not a machine."""
+
+LONGEST_SECONDS = 366 * 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +74,33 @@ class GroupOptions:
     cancel_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.threads < 1:
-            raise InvalidRequestError(f"{self.workers} workers of {self.threads} threads; there must be at least one")
+        for name in ("workers", "threads"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST:
+                raise InvalidRequestError(f"{name} is {_quoted(count)}; give a whole number from 1 to {MOST}")
         for name in ("start_seconds", "call_seconds", "step_seconds", "cancel_seconds"):
-            seconds: float = getattr(self, name)
-            if not (0 < seconds < math.inf):
-                raise InvalidRequestError(f"{name} is {seconds}; every deadline is a positive number of seconds")
+            seconds = getattr(self, name)
+            if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds <= LONGEST_SECONDS:
+                raise InvalidRequestError(
+                    f"{name} is {_quoted(seconds)}; every deadline is a number of seconds above 0, at most a year"
+                )
+        for name in ("gpu_indices", "torch_dist_address"):
+            text = getattr(self, name)
+            if not isinstance(text, str):
+                raise InvalidRequestError(f"{name} is {_quoted(text)}; give text, empty for the default")
+        if not isinstance(self.environment, Mapping) or not all(
+            isinstance(word, str) for pair in self.environment.items() for word in pair
+        ):
+            raise InvalidRequestError(f"environment is {_quoted(self.environment)}; give a mapping of text to text")
         if self.device not in ("auto", "cpu", "cuda"):
-            raise InvalidRequestError(f'device {self.device!r} is unknown; say "auto", "cpu" or "cuda"')
+            raise InvalidRequestError(f'device {_quoted(self.device)} is unknown; say "auto", "cpu" or "cuda"')
         if self.torch_dist_address:
             split_address(self.torch_dist_address)
+
+
+def _quoted(value: object) -> str:
+    """A value as a message shows it: at most 60 characters."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a number of many digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
