@@ -15,7 +15,6 @@ from host_testing import Host, comfyui, host, names_of, request, sized, write_mo
 from comfy_nodes import host as adapter
 from comfy_nodes.host import parallel
 from comfy_nodes.host.parallel._request import WITHOUT_WRAPPERS
-from ray_parallel.sequence.plans import ENTRIES
 
 __all__ = ["comfyui", "host", "sized"]
 pytestmark = [pytest.mark.host, pytest.mark.usefixtures("sized")]
@@ -256,6 +255,8 @@ def test_the_split_of_the_core_is_refused_in_front_and_behind(host: Host) -> Non
 
 
 def test_every_class_with_a_plan_lets_its_innermost_call_be_taken(host: Host) -> None:
+    from ray_parallel.sequence.plans import ENTRIES  # an optional part of the pack
+
     for entry in (each for each in ENTRIES if each.model.startswith("comfy.")):
         module, _, name = entry.model.rpartition(".")
         bases = [base for base in getattr(host.module(module), name).__mro__ if base.__module__.startswith("comfy.")]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from comfy_nodes.host._errors import HostError
-from ray_parallel.sequence import Kind
+
+if TYPE_CHECKING:
+    from ray_parallel.sequence import Kind
 
 WITHOUT_WRAPPERS = ("comfy.ldm.modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper",)
 """Classes with a plan whose forward calls no wrappers, so that their innermost call cannot be taken."""
