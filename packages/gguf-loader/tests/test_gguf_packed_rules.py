@@ -126,12 +126,13 @@ def test_a_dimension_of_one_may_be_put_anywhere(place: int) -> None:
     assert tensor.unsqueeze(place).shape == tensor.dequantize().unsqueeze(place).shape
 
 
-def test_weights_of_different_kinds_are_never_equal_and_may_be_asked_in_any_order() -> None:
-    tensor = packed("Q8_0", 4, 32)
+def test_equality_is_that_of_the_weights_in_any_order() -> None:
+    tensor, other = packed("Q8_0", 4, 32), packed("Q4_0", 4, 32)
     dense = tensor.dequantize()
-    assert not torch.equal(tensor, dense)
-    assert not torch.equal(dense, tensor)
+    assert torch.equal(tensor, dense) and torch.equal(dense, tensor)
     assert torch.equal(tensor, tensor.clone())
+    for different in (dense + 1, dense[:2], other, tensor[:2]):
+        assert not torch.equal(tensor, different) and not torch.equal(different, tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])
