@@ -29,12 +29,6 @@ class Session:
         self._kind = kind
         self._team = ThreadTeam([patcher.load_device for patcher in patchers])
         self._handles: list[Parallel | None] = [None] * len(self._patchers)
-        self.forwards = 0
-
-    @property
-    def sent_bytes(self) -> int:
-        """Bytes that the ranks have sent to each other."""
-        return sum(handle.mesh.sent_bytes for handle in self._handles if handle is not None)
 
     def forward(self, call: Call) -> Any:
         """Compute one call of the diffusion model on all ranks; the result is on the first one's device."""
@@ -49,7 +43,6 @@ class Session:
                 mine = _moved(call, patcher.load_device)
             return mine.with_options(_once(mine.options, comm)).on(handle.call)
 
-        self.forwards += 1
         return self._team.run(rank)[0]
 
     def close(self) -> None:
